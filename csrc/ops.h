@@ -1,0 +1,243 @@
+// The native op table: one plain Args struct per op, and the table of functions that an ISA fills.
+//
+// Kernels know no framework: raw pointers, sizes and strides (in elements). Activations are fp32, rows are
+// contiguous, a row stride is named ld*. `rows` is filled when a program is replayed, from the step: it is the
+// number of tokens T or of sampled rows S. Every op is called by all threads of a team at once and divides its
+// work by worker.thread_idx; it returns when this thread's part is done. The caller puts a barrier between ops;
+// an op whose own phases depend on each other calls team_barrier itself.
+//
+// Dimensions: T tokens, S sampled rows, D hidden, F intermediate, H query heads, K KV heads, E head dim,
+// V vocabulary, B blocks, P = kBlockSize keys per KV block; M, N, K in matmuls.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace fastserve {
+
+class Team;      // csrc/cpu/threads.h
+class Exchange;  // csrc/ring/exchange.h: how the ranks of a group swap data; null or size 1: alone
+
+struct Worker {
+    Team* team;
+    int32_t thread_idx;
+    int32_t num_threads;
+};
+
+// Waits until every thread of the worker's team has come here.
+void team_barrier(const Worker& worker);
+
+constexpr int32_t kBlockSize = 16;       // P: keys per KV block = lanes of one vector of scores
+constexpr int32_t kPartitionSize = 256;  // keys per attention partition, at absolute positions
+constexpr int32_t kPanel = 16;           // output columns interleaved in a packed weight
+constexpr int32_t kQuantBlock = 32;      // weights (along K) that share a scale
+
+// A weight matrix [N, K], packed. Panels of 16 columns (N padded with zeros), each panel contiguous and read
+// strictly in sequence; lane = column. Within a panel, along K:
+//   f32   [K][16] float                          f16  [K][16] half
+//   bf16  [ceil(K/2)][16][2] bfloat16 (odd K padded with zero): the operand of vdpbf16ps
+//   q8    blocks of 32: 16 half scales d, then 8 groups of 4 k: [8][16][4] u8;  w = d * (u - 128)
+//   q4    blocks of 32: 16 half d, then [4][16][4] bytes; low nibbles are k groups 0-3 (k = 4 * group + i), high
+//         nibbles groups 4-7;  w = d * (u - 8)
+//   q4m   as q4 with 16 half minima m behind the scales;  w = d * u + m
+enum class WeightType : int32_t { f32, f16, bf16, q8, q4, q4m };
+
+struct PackedWeight {
+    const uint8_t* data;  // 64-byte aligned
+    WeightType type;
+    int32_t n;
+    int32_t k;
+    int64_t panel_bytes;
+};
+
+// out[T, D] = table[token_ids]: rows in the file's own layout (GGUF type id), dequantised.
+struct EmbedArgs {
+    const int32_t* token_ids;
+    const uint8_t* table;
+    int32_t gguf_type;
+    int64_t row_bytes;
+    int32_t rows, d;
+    float* out;
+    int64_t ldo;
+};
+
+// residual += x (skipped when x is null); out = residual / sqrt(mean(residual^2) + eps) * weight.
+struct RmsNormArgs {
+    const float* x;  // [rows, d]; null: plain rms_norm of `residual`, which is then only read
+    int64_t ldx;
+    float* residual;
+    int64_t ldr;
+    const float* weight;  // [d]
+    float eps;
+    int32_t rows, d;
+    float* out;
+    int64_t ldo;
+};
+
+// y[M, N] = x[M, K] w^T. Quantised weights: x is quantised to int8 per 32; bf16: x is rounded to bf16.
+struct MatmulArgs {
+    const float* x;
+    int64_t ldx;
+    PackedWeight w;
+    int32_t rows;
+    float* y;
+    int64_t ldy;
+    void* scratch;  // matmul_scratch_bytes(type, rows, k), shared by the team
+};
+
+// In place on q [rows, H * E] and k [rows, K * E]: pairs (2i, 2i + 1) of a head turn by position * inv_freq[i].
+struct RotaryArgs {
+    float* q;
+    int64_t ldq;
+    float* k;
+    int64_t ldk;
+    const int32_t* positions;  // [rows]
+    const float* inv_freq;     // [rotary_dim / 2]
+    int32_t rows, num_heads, num_kv_heads, head_dim, rotary_dim;
+};
+
+enum class KvType : int32_t { f32, bf16 };
+
+// KV blocks of one layer: K is [B, K, E, P] for f32 and [B, K, E/2, P, 2] for bf16 (lane = key); V is [B, K, P, E].
+struct KvCache {
+    void* k;
+    void* v;
+    KvType type;
+    int32_t num_blocks, num_kv_heads, head_dim;
+};
+
+// Which KV blocks a row reads: position p of row t lies in block tables[row_slot[t] * max_blocks + p / P].
+struct KvIndex {
+    const int32_t* row_slot;   // [rows]
+    const int32_t* positions;  // [rows]
+    const int32_t* tables;     // [num_slots, max_blocks]
+    int32_t max_blocks;
+};
+
+struct StoreKvArgs {
+    const float* k;  // [rows, K * E]
+    int64_t ldk;
+    const float* v;
+    int64_t ldv;
+    KvCache cache;
+    KvIndex index;
+    int32_t rows;
+};
+
+// out[t, h] = softmax(q[t, h] . keys[0..positions[t]] * scale) values; query head h reads KV head kv_of_head[h].
+struct PagedAttentionArgs {
+    const float* q;
+    int64_t ldq;
+    KvCache cache;
+    KvIndex index;
+    const int32_t* kv_of_head;  // [H]
+    int32_t rows, num_heads;
+    float scale;
+    int32_t window;  // keys a query sees, itself included; 0: all
+    float* out;
+    int64_t ldo;
+};
+
+// out[rows, F] = silu(x[:, :F]) * x[:, F:].
+struct SiluMulArgs {
+    const float* x;
+    int64_t ldx;
+    int32_t rows, f;
+    float* out;
+    int64_t ldo;
+};
+
+// out[s] = x[sample_rows[s]].
+struct SelectRowsArgs {
+    const float* x;
+    int64_t ldx;
+    const int32_t* sample_rows;
+    int32_t rows, d;
+    float* out;
+    int64_t ldo;
+};
+
+// out += over ranks of x, in place; csrc/ring/exchange.h says in which order.
+struct AllReduceArgs {
+    float* x;
+    int64_t ldx;
+    int32_t rows, d;
+    Exchange* exchange;
+};
+
+// y[M, N] = sum over ranks of x[M, K_rank] w_rank^T; finished tiles enter the exchange while the next are computed.
+struct MatmulAllReduceArgs {
+    MatmulArgs matmul;
+    Exchange* exchange;
+};
+
+// What a request asked of sampling; lives in its slot.
+struct SamplingState {
+    float temperature, top_p, min_p;
+    float repetition_penalty, presence_penalty, frequency_penalty;
+    int32_t top_k;         // 0: all
+    int32_t num_logprobs;  // -1: none; 0: of the sampled token alone
+    uint64_t seed;
+    int32_t min_tokens;             // stop_ids are banned before this output index
+    const int32_t* stop_ids;        // [num_stop_ids]
+    int32_t num_stop_ids;
+    const int32_t* bias_ids;        // [num_bias], ascending
+    const float* bias_values;
+    int32_t num_bias;
+    const int32_t* counted_ids;     // [num_counted] distinct tokens of prompt and output; kept only where a
+    const int32_t* counted_output;  //   penalty is on: how often each came in the output
+    int32_t num_counted;
+};
+
+constexpr int32_t kMaxTopLogprobs = 20;
+
+struct SampleRow {
+    const SamplingState* state;
+    int32_t output_idx;  // keys the random draw, with the seed and the token id
+    int32_t target;      // >= 0: draw nothing, report this token's logprob (a prompt token being scored)
+};
+
+struct SampleOut {
+    int32_t token;
+    float logprob;  // of the model's own distribution, before penalties and temperature
+    int32_t rank;   // 1 = the likeliest token
+    int32_t num_top;
+    int32_t top_ids[kMaxTopLogprobs];
+    float top_logprobs[kMaxTopLogprobs];
+};
+
+// Draws a token for each row from logits that are sharded over the vocabulary: this rank's columns are
+// [vocab_begin, vocab_begin + n) of V. All ranks end with the same `out`.
+struct SampleArgs {
+    float* logits;  // [rows, n]
+    int64_t ldl;
+    int32_t rows, n, vocab_begin, vocab_size;
+    const SampleRow* sample_rows;  // [rows]
+    Exchange* exchange;
+    float* scratch;  // sample_scratch_bytes(num_threads, vocab_size)
+    SampleOut* out;  // [rows]
+};
+
+int64_t matmul_scratch_bytes(WeightType type, int64_t rows, int64_t k);
+int64_t sample_scratch_bytes(int32_t num_threads, int32_t vocab_size);
+
+struct OpTable {
+    const char* isa;
+    void (*embed)(const EmbedArgs&, const Worker&);
+    void (*rms_norm)(const RmsNormArgs&, const Worker&);
+    void (*matmul)(const MatmulArgs&, const Worker&);
+    void (*rotary)(const RotaryArgs&, const Worker&);
+    void (*store_kv)(const StoreKvArgs&, const Worker&);
+    void (*paged_attention)(const PagedAttentionArgs&, const Worker&);
+    void (*silu_mul)(const SiluMulArgs&, const Worker&);
+    void (*select_rows)(const SelectRowsArgs&, const Worker&);
+    void (*all_reduce)(const AllReduceArgs&, const Worker&);
+    void (*matmul_all_reduce)(const MatmulAllReduceArgs&, const Worker&);
+    void (*sample)(const SampleArgs&, const Worker&);
+};
+
+// The table of the ISA in use: FASTSERVE_ISA, else the best that this CPU has. Throws std::runtime_error for an
+// ISA that is unknown, not built or lacking here.
+const OpTable& op_table();
+
+}  // namespace fastserve

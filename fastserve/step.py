@@ -1,0 +1,94 @@
+"""What the control plane tells the ranks, and what comes back: one frozen Step per forward pass.
+
+A Step holds *changes* since the last one. Ranks own each slot's position, block tables, last token, penalty counts
+and sampling state, so that a steady decode step says no more than "the same slots again".
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class SlotSampling:
+    """A request's sampling parameters as a rank needs them."""
+
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    repetition_penalty: float
+    presence_penalty: float
+    frequency_penalty: float
+    seed: int
+    min_tokens: int
+    stop_ids: tuple[int, ...]  # banned until min_tokens are out (the engine ends the request, not the rank)
+    logit_bias: tuple[tuple[int, float], ...]  # ascending by token id
+    num_logprobs: int  # -1: none; 0: of the sampled token alone
+
+
+@dataclass(frozen=True, slots=True)
+class SlotOpening:
+    """A request takes a slot at position 0. After a preemption its chunks hold prompt and output again;
+    num_prompt_tokens tells them apart (penalties, output index)."""
+
+    slot: int
+    num_prompt_tokens: int
+    sampling: SlotSampling
+
+
+@dataclass(frozen=True, slots=True)
+class BlockGrant:
+    """`block_id` becomes the next block of `slot` in the layer group `group`."""
+
+    slot: int
+    group: int
+    block_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Tokens that a slot has not seen: part of a prompt (or of a recomputation). They follow its last position."""
+
+    slot: int
+    token_ids: tuple[int, ...]
+    sample: bool  # the last chunk: draw a token from its last row
+    num_scores: int = 0  # of these rows, the last num_scores report the logprob of their next token ...
+    score_targets: tuple[int, ...] = ()  # ... which are these [num_scores]
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One forward pass. Rows are laid out as chunks in order, then decodes in order."""
+
+    step_id: int
+    closed: tuple[int, ...] = ()  # slots given up; applied first
+    opened: tuple[SlotOpening, ...] = ()
+    blocks: tuple[BlockGrant, ...] = ()
+    chunks: tuple[Chunk, ...] = ()
+    decodes: tuple[int, ...] = ()  # slots that run one token, the last they drew
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(len(chunk.token_ids) for chunk in self.chunks) + len(self.decodes)
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """A token that a slot drew, or (scored) the logprob of a prompt token that was given."""
+
+    slot: int
+    token_id: int
+    scored: bool
+    logprob: float
+    rank: int
+    top: tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """Samples in row order: per chunk its scores, then its draw; then the decodes' draws."""
+
+    step_id: int
+    samples: tuple[Sampled, ...]
+    elapsed_us: int
