@@ -1,10 +1,10 @@
 // The native op table: one plain Args struct per op, and the table of functions that an ISA fills.
 //
 // Kernels know no framework: raw pointers, sizes and strides (in elements). Activations are fp32, rows are
-// contiguous, a row stride is named ld*. `rows` is filled when a program is replayed, from the step: it is the
-// number of tokens T or of sampled rows S. Every op is called by all threads of a team at once and divides its
-// work by worker.thread_idx; it returns when this thread's part is done. The caller puts a barrier between ops;
-// an op whose own phases depend on each other calls team_barrier itself.
+// contiguous, a row stride is named ld*. `rows` is filled when a program is replayed, from the step: it is
+// the number of tokens T or of sampled rows S. Every op is called by all threads of a team at once and
+// divides its work by worker.thread_idx; it returns when this thread's part is done. The caller puts a
+// barrier between ops; an op whose own phases depend on each other calls team_barrier itself.
 //
 // Dimensions: T tokens, S sampled rows, D hidden, F intermediate, H query heads, K KV heads, E head dim,
 // V vocabulary, B blocks, P = kBlockSize keys per KV block; M, N, K in matmuls.
@@ -37,7 +37,8 @@ constexpr int32_t kQuantBlock = 32;      // weights (along K) that share a scale
 //   f32   [K][16] float                          f16  [K][16] half
 //   bf16  [ceil(K/2)][16][2] bfloat16 (odd K padded with zero): the operand of vdpbf16ps
 //   q8    blocks of 32: 16 half scales d, then 8 groups of 4 k: [8][16][4] u8;  w = d * (u - 128)
-//   q4    blocks of 32: 16 half d, then [4][16][4] bytes; low nibbles are k groups 0-3 (k = 4 * group + i), high
+//   q4    blocks of 32: 16 half d, then [4][16][4] bytes; low nibbles are k groups 0-3 (k = 4 * group + i),
+//   high
 //         nibbles groups 4-7;  w = d * (u - 8)
 //   q4m   as q4 with 16 half minima m behind the scales;  w = d * u + m
 enum class WeightType : int32_t { f32, f16, bf16, q8, q4, q4m };
@@ -85,7 +86,8 @@ struct MatmulArgs {
     void* scratch;  // matmul_scratch_bytes(type, rows, k), shared by the team
 };
 
-// In place on q [rows, H * E] and k [rows, K * E]: pairs (2i, 2i + 1) of a head turn by position * inv_freq[i].
+// In place on q [rows, H * E] and k [rows, K * E]: pairs (2i, 2i + 1) of a head turn by position *
+// inv_freq[i].
 struct RotaryArgs {
     float* q;
     int64_t ldq;
@@ -98,7 +100,8 @@ struct RotaryArgs {
 
 enum class KvType : int32_t { f32, bf16 };
 
-// KV blocks of one layer: K is [B, K, E, P] for f32 and [B, K, E/2, P, 2] for bf16 (lane = key); V is [B, K, P, E].
+// KV blocks of one layer: K is [B, K, E, P] for f32 and [B, K, E/2, P, 2] for bf16 (lane = key); V is [B, K,
+// P, E].
 struct KvCache {
     void* k;
     void* v;
@@ -124,7 +127,8 @@ struct StoreKvArgs {
     int32_t rows;
 };
 
-// out[t, h] = softmax(q[t, h] . keys[0..positions[t]] * scale) values; query head h reads KV head kv_of_head[h].
+// out[t, h] = softmax(q[t, h] . keys[0..positions[t]] * scale) values; query head h reads KV head
+// kv_of_head[h].
 struct PagedAttentionArgs {
     const float* q;
     int64_t ldq;
@@ -165,7 +169,8 @@ struct AllReduceArgs {
     Exchange* exchange;
 };
 
-// y[M, N] = sum over ranks of x[M, K_rank] w_rank^T; finished tiles enter the exchange while the next are computed.
+// y[M, N] = sum over ranks of x[M, K_rank] w_rank^T; finished tiles enter the exchange while the next are
+// computed.
 struct MatmulAllReduceArgs {
     MatmulArgs matmul;
     Exchange* exchange;
@@ -178,10 +183,10 @@ struct SamplingState {
     int32_t top_k;         // 0: all
     int32_t num_logprobs;  // -1: none; 0: of the sampled token alone
     uint64_t seed;
-    int32_t min_tokens;             // stop_ids are banned before this output index
-    const int32_t* stop_ids;        // [num_stop_ids]
+    int32_t min_tokens;       // stop_ids are banned before this output index
+    const int32_t* stop_ids;  // [num_stop_ids]
     int32_t num_stop_ids;
-    const int32_t* bias_ids;        // [num_bias], ascending
+    const int32_t* bias_ids;  // [num_bias], ascending
     const float* bias_values;
     int32_t num_bias;
     const int32_t* counted_ids;     // [num_counted] distinct tokens of prompt and output; kept only where a
@@ -236,8 +241,8 @@ struct OpTable {
     void (*sample)(const SampleArgs&, const Worker&);
 };
 
-// The table of the ISA in use: FASTSERVE_ISA, else the best that this CPU has. Throws std::runtime_error for an
-// ISA that is unknown, not built or lacking here.
+// The table of the ISA in use: FASTSERVE_ISA, else the best that this CPU has. Throws std::runtime_error for
+// an ISA that is unknown, not built or lacking here.
 const OpTable& op_table();
 
 }  // namespace fastserve

@@ -27,8 +27,7 @@ const std::vector<Isa>& isas() {
         const bool has_avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                                 __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
                                 __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bf16");
-        found.push_back({"avx512", &avx512::table, has_avx512,
-                         "AVX-512 F, BW, VL, DQ, VNNI and BF16"});
+        found.push_back({"avx512", &avx512::table, has_avx512, "AVX-512 F, BW, VL, DQ, VNNI and BF16"});
 #endif
 #if FASTSERVE_HAS_avx2
         const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
@@ -46,7 +45,8 @@ const OpTable& find_isa(const std::string& name) {
     for (const Isa& isa : isas()) {
         if (name == isa.name) {
             if (!isa.supported)
-                throw std::runtime_error("FASTSERVE_ISA=" + name + ": this CPU lacks it (needs " + isa.needs + ")");
+                throw std::runtime_error("FASTSERVE_ISA=" + name + ": this CPU lacks it (needs " + isa.needs +
+                                         ")");
             return *isa.table;
         }
         known += (known.empty() ? "" : ", ") + std::string(isa.name);

@@ -13,13 +13,15 @@ namespace fastserve {
 
 namespace {
 
-// About 20 us of spinning: longer than the gap between two decode steps, shorter than a wake from sleep is dear.
+// About 20 us of spinning: longer than the gap between two decode steps, shorter than a wake from sleep is
+// dear.
 constexpr int kSpinsBeforeSleep = 1000;
 // Spins at a barrier before the core is offered to others: threads may outnumber cores.
 constexpr int kSpinsBeforeYield = 2000;
 
 long futex(std::atomic<uint32_t>& word, int op, uint32_t value) {
-    return syscall(SYS_futex, reinterpret_cast<uint32_t*>(&word), op | FUTEX_PRIVATE_FLAG, value, nullptr, nullptr, 0);
+    return syscall(SYS_futex, reinterpret_cast<uint32_t*>(&word), op | FUTEX_PRIVATE_FLAG, value, nullptr,
+                   nullptr, 0);
 }
 
 template <class Done>
@@ -48,7 +50,8 @@ void team_barrier(const Worker& worker) {
 
 Team::Team(std::vector<int> cores) : num_threads_(static_cast<int>(cores.size())), arrived_(cores.size()) {
     if (cores.empty()) throw std::invalid_argument("a team needs at least one thread");
-    for (int i = 1; i < num_threads_; ++i) threads_.emplace_back([this, i, core = cores[i]] { loop(i, core); });
+    for (int i = 1; i < num_threads_; ++i)
+        threads_.emplace_back([this, i, core = cores[i]] { loop(i, core); });
 }
 
 Team::~Team() {

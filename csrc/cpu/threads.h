@@ -25,7 +25,7 @@ bool pin_current_thread(int core);
 
 // Threads 1..n-1 belong to the team and sleep between runs; the caller of run() is thread 0.
 class Team {
-   public:
+  public:
     // cores: one per thread, -1 = not pinned. cores[0] is the caller's, which the team does not pin.
     explicit Team(std::vector<int> cores);
     ~Team();
@@ -37,7 +37,7 @@ class Team {
     void run(const std::function<void(const Worker&)>& task);
     void barrier(int thread_idx);
 
-   private:
+  private:
     struct alignas(128) Flag {
         std::atomic<uint32_t> value{0};
     };

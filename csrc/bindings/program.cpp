@@ -1,0 +1,242 @@
+#include "program/program.h"
+
+#include <pybind11/stl.h>
+
+#include <memory>
+#include <string>
+
+#include "bindings/bindings.h"
+#include "program/worker_loop.h"
+#include "ring/exchange.h"
+#include "weights/packed_buffer.h"
+
+namespace py = pybind11;
+using namespace fastserve;
+
+namespace {
+
+Rows rows_of(const std::string& name) {
+    if (name == "tokens") return Rows::tokens;
+    if (name == "samples") return Rows::samples;
+    throw py::value_error("rows must be 'tokens' or 'samples', got '" + name + "'");
+}
+
+// An arena buffer, or a view of some of its columns: where it starts (bytes) and its row stride (elements).
+struct Buffer {
+    size_t offset;
+    int64_t ld;
+};
+
+Buffer buffer_of(const py::tuple& pair) {
+    return {pair[0].cast<size_t>(), pair[1].cast<int64_t>()};
+}
+
+MatmulArgs matmul_args(Program& p, const py::tuple& x, const PackedBuffer& w, const py::tuple& y,
+                       size_t scratch) {
+    const Buffer from = buffer_of(x), to = buffer_of(y);
+    return {.x = p.buffer(from.offset),
+            .ldx = from.ld,
+            .w = w.view(),
+            .rows = 0,
+            .y = p.buffer(to.offset),
+            .ldy = to.ld,
+            .scratch = p.buffer(scratch)};
+}
+
+void add_embed(Program& p, uintptr_t table, int gguf_type, int64_t row_bytes, int d, const py::tuple& out) {
+    const Buffer to = buffer_of(out);
+    p.append({Rows::tokens, EmbedArgs{.token_ids = p.slots().token_ids(),
+                                      .table = reinterpret_cast<const uint8_t*>(table),
+                                      .gguf_type = gguf_type,
+                                      .row_bytes = row_bytes,
+                                      .rows = 0,
+                                      .d = d,
+                                      .out = p.buffer(to.offset),
+                                      .ldo = to.ld}});
+}
+
+void add_rms_norm(Program& p, const std::string& rows, const std::optional<py::tuple>& x,
+                  const py::tuple& residual, std::vector<float> weight, float eps, const py::tuple& out) {
+    const Buffer r = buffer_of(residual), to = buffer_of(out);
+    const Buffer from = x ? buffer_of(*x) : Buffer{0, 0};
+    const int d = static_cast<int>(weight.size());
+    p.append({rows_of(rows), RmsNormArgs{.x = x ? p.buffer(from.offset) : nullptr,
+                                         .ldx = from.ld,
+                                         .residual = p.buffer(r.offset),
+                                         .ldr = r.ld,
+                                         .weight = p.keep(std::move(weight)),
+                                         .eps = eps,
+                                         .rows = 0,
+                                         .d = d,
+                                         .out = p.buffer(to.offset),
+                                         .ldo = to.ld}});
+}
+
+void add_matmul(Program& p, const std::string& rows, const py::tuple& x, const PackedBuffer& w,
+                const py::tuple& y, size_t scratch) {
+    p.append({rows_of(rows), matmul_args(p, x, w, y, scratch)});
+}
+
+void add_matmul_all_reduce(Program& p, const py::tuple& x, const PackedBuffer& w, const py::tuple& y,
+                           size_t scratch) {
+    p.append({Rows::tokens, MatmulAllReduceArgs{matmul_args(p, x, w, y, scratch), p.exchange()}});
+}
+
+void add_rotary(Program& p, const py::tuple& q, const py::tuple& k, std::vector<float> inv_freq,
+                int num_heads, int num_kv_heads, int head_dim) {
+    const Buffer qb = buffer_of(q), kb = buffer_of(k);
+    const int rotary_dim = 2 * static_cast<int>(inv_freq.size());
+    p.append({Rows::tokens, RotaryArgs{.q = p.buffer(qb.offset),
+                                       .ldq = qb.ld,
+                                       .k = p.buffer(kb.offset),
+                                       .ldk = kb.ld,
+                                       .positions = p.slots().kv_index(0).positions,
+                                       .inv_freq = p.keep(std::move(inv_freq)),
+                                       .rows = 0,
+                                       .num_heads = num_heads,
+                                       .num_kv_heads = num_kv_heads,
+                                       .head_dim = head_dim,
+                                       .rotary_dim = rotary_dim}});
+}
+
+KvCache add_kv_cache(Program& p, const std::string& type, int group, int num_kv_heads, int head_dim) {
+    if (type != "f32" && type != "bf16")
+        throw py::value_error("KV type must be 'f32' or 'bf16', got '" + type + "'");
+    const int num_blocks = p.slots().limits().num_blocks.at(group);
+    return p.add_kv_cache(type == "f32" ? KvType::f32 : KvType::bf16, num_blocks, num_kv_heads, head_dim);
+}
+
+void add_store_kv(Program& p, const py::tuple& k, const py::tuple& v, const KvCache& cache, int group) {
+    const Buffer kb = buffer_of(k), vb = buffer_of(v);
+    p.append({Rows::tokens, StoreKvArgs{.k = p.buffer(kb.offset),
+                                        .ldk = kb.ld,
+                                        .v = p.buffer(vb.offset),
+                                        .ldv = vb.ld,
+                                        .cache = cache,
+                                        .index = p.slots().kv_index(group),
+                                        .rows = 0}});
+}
+
+void add_paged_attention(Program& p, const py::tuple& q, const KvCache& cache, int group,
+                         std::vector<int> kv_of_head, float scale, int window, const py::tuple& out) {
+    const Buffer qb = buffer_of(q), to = buffer_of(out);
+    const int num_heads = static_cast<int>(kv_of_head.size());
+    p.append({Rows::tokens, PagedAttentionArgs{.q = p.buffer(qb.offset),
+                                               .ldq = qb.ld,
+                                               .cache = cache,
+                                               .index = p.slots().kv_index(group),
+                                               .kv_of_head = p.keep(std::move(kv_of_head)),
+                                               .rows = 0,
+                                               .num_heads = num_heads,
+                                               .scale = scale,
+                                               .window = window,
+                                               .out = p.buffer(to.offset),
+                                               .ldo = to.ld}});
+}
+
+void add_silu_mul(Program& p, const py::tuple& x, int f, const py::tuple& out) {
+    const Buffer from = buffer_of(x), to = buffer_of(out);
+    p.append({Rows::tokens, SiluMulArgs{.x = p.buffer(from.offset),
+                                        .ldx = from.ld,
+                                        .rows = 0,
+                                        .f = f,
+                                        .out = p.buffer(to.offset),
+                                        .ldo = to.ld}});
+}
+
+void add_select_rows(Program& p, const py::tuple& x, int d, const py::tuple& out) {
+    const Buffer from = buffer_of(x), to = buffer_of(out);
+    p.append({Rows::samples, SelectRowsArgs{.x = p.buffer(from.offset),
+                                            .ldx = from.ld,
+                                            .sample_rows = p.slots().sample_rows(),
+                                            .rows = 0,
+                                            .d = d,
+                                            .out = p.buffer(to.offset),
+                                            .ldo = to.ld}});
+}
+
+void add_sample(Program& p, const py::tuple& logits, int n, int vocab_begin, size_t scratch) {
+    const Buffer from = buffer_of(logits);
+    p.append({Rows::samples, SampleArgs{.logits = p.buffer(from.offset),
+                                        .ldl = from.ld,
+                                        .rows = 0,
+                                        .n = n,
+                                        .vocab_begin = vocab_begin,
+                                        .vocab_size = p.slots().limits().vocab_size,
+                                        .sample_rows = p.slots().samples(),
+                                        .exchange = p.exchange(),
+                                        .scratch = p.buffer(scratch),
+                                        .out = p.slots().sampled()}});
+}
+
+// What a buffer holds after a step, for tests that look inside.
+py::bytes read_buffer(const Program& p, size_t offset, size_t bytes) {
+    p.buffer(offset + bytes - 4);
+    return {reinterpret_cast<const char*>(p.buffer(offset)), bytes};
+}
+
+std::string run_worker_loop(std::shared_ptr<Program> program, std::vector<int> cores,
+                            std::shared_ptr<Mailbox> steps, int reader, std::shared_ptr<Mailbox> results) {
+    py::gil_scoped_release release;
+    return WorkerLoop(std::move(program), std::move(cores), std::move(steps), reader, std::move(results))
+        .run();
+}
+
+std::unique_ptr<WorkerThread> start_worker_thread(std::shared_ptr<Program> program, std::vector<int> cores,
+                                                  std::shared_ptr<Mailbox> steps,
+                                                  std::shared_ptr<Mailbox> results) {
+    auto loop = std::make_unique<WorkerLoop>(std::move(program), std::move(cores), steps, 0, results);
+    return std::make_unique<WorkerThread>(std::move(loop), std::move(steps), std::move(results));
+}
+
+}  // namespace
+
+void bind_program(py::module_& m) {
+    m.attr("BLOCK_SIZE") = kBlockSize;
+    m.def("matmul_scratch_bytes", [](const PackedBuffer& w, int64_t rows) {
+        return matmul_scratch_bytes(w.view().type, rows, w.view().k);
+    });
+    m.def("sample_scratch_bytes", &sample_scratch_bytes);
+    py::class_<KvCache>(m, "KvCache").def_readonly("num_blocks", &KvCache::num_blocks);
+    py::class_<Program, std::shared_ptr<Program>>(m, "Program")
+        .def(py::init([](int max_tokens, int max_samples, int num_slots, int max_blocks, int vocab_size,
+                         std::vector<int> num_blocks, std::shared_ptr<Exchange> exchange) {
+                 return std::make_shared<Program>(SlotLimits{max_tokens, max_samples, num_slots, max_blocks,
+                                                             vocab_size, std::move(num_blocks)},
+                                                  std::move(exchange));
+             }),
+             py::kw_only(), py::arg("max_tokens"), py::arg("max_samples"), py::arg("num_slots"),
+             py::arg("max_blocks"), py::arg("vocab_size"), py::arg("num_blocks"),
+             py::arg("exchange") = nullptr)
+        .def_property_readonly("num_ops", &Program::num_ops)
+        .def("allocate_arena", &Program::allocate_arena, py::arg("num_bytes"))
+        .def("read_buffer", &read_buffer, py::arg("offset"), py::arg("num_bytes"))
+        .def("add_kv_cache", &add_kv_cache, py::arg("type"), py::arg("group"), py::arg("num_kv_heads"),
+             py::arg("head_dim"))
+        .def("add_embed", &add_embed, py::arg("table"), py::arg("gguf_type"), py::arg("row_bytes"),
+             py::arg("d"), py::arg("out"))
+        .def("add_rms_norm", &add_rms_norm, py::arg("rows"), py::arg("x"), py::arg("residual"),
+             py::arg("weight"), py::arg("eps"), py::arg("out"))
+        .def("add_matmul", &add_matmul, py::keep_alive<1, 4>(), py::arg("rows"), py::arg("x"), py::arg("w"),
+             py::arg("y"), py::arg("scratch"))
+        .def("add_matmul_all_reduce", &add_matmul_all_reduce, py::keep_alive<1, 3>(), py::arg("x"),
+             py::arg("w"), py::arg("y"), py::arg("scratch"))
+        .def("add_rotary", &add_rotary, py::arg("q"), py::arg("k"), py::arg("inv_freq"), py::arg("num_heads"),
+             py::arg("num_kv_heads"), py::arg("head_dim"))
+        .def("add_store_kv", &add_store_kv, py::arg("k"), py::arg("v"), py::arg("cache"), py::arg("group"))
+        .def("add_paged_attention", &add_paged_attention, py::arg("q"), py::arg("cache"), py::arg("group"),
+             py::arg("kv_of_head"), py::arg("scale"), py::arg("window"), py::arg("out"))
+        .def("add_silu_mul", &add_silu_mul, py::arg("x"), py::arg("f"), py::arg("out"))
+        .def("add_select_rows", &add_select_rows, py::arg("x"), py::arg("d"), py::arg("out"))
+        .def("add_sample", &add_sample, py::arg("logits"), py::arg("n"), py::arg("vocab_begin"),
+             py::arg("scratch"));
+    py::class_<WorkerThread>(m, "WorkerThread")
+        .def(py::init(&start_worker_thread), py::arg("program"), py::arg("cores"), py::arg("steps"),
+             py::arg("results"))
+        .def_property_readonly("ended", &WorkerThread::ended)
+        .def_property_readonly("error", &WorkerThread::error)
+        .def("stop", &WorkerThread::stop, py::call_guard<py::gil_scoped_release>());
+    m.def("run_worker_loop", &run_worker_loop, py::arg("program"), py::arg("cores"), py::arg("steps"),
+          py::arg("reader"), py::arg("results"),
+          "Serves steps until the mailbox closes; returns why it ended, if early.");
+}

@@ -1,0 +1,109 @@
+#include "program/program.h"
+
+#include <sys/mman.h>
+
+#include <cerrno>
+#include <stdexcept>
+#include <string>
+#include <system_error>
+#include <type_traits>
+
+#include "ring/exchange.h"
+
+namespace fastserve {
+
+namespace {
+
+template <class... Fs>
+struct Overloaded : Fs... {
+    using Fs::operator()...;
+};
+template <class... Fs>
+Overloaded(Fs...) -> Overloaded<Fs...>;
+
+}  // namespace
+
+Pages::Pages(size_t bytes) : size_(bytes ? bytes : 1) {
+    void* address =
+        mmap(nullptr, size_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (address == MAP_FAILED)
+        throw std::system_error(errno, std::generic_category(),
+                                "cannot map " + std::to_string(bytes) + " bytes");
+    data_ = static_cast<uint8_t*>(address);
+    madvise(data_, size_, MADV_HUGEPAGE);  // a hint: ordinary pages serve as well
+}
+
+Pages::~Pages() {
+    munmap(data_, size_);
+}
+
+Program::Program(SlotLimits limits, std::shared_ptr<Exchange> exchange)
+    : slots_(std::move(limits)), exchange_(std::move(exchange)) {}
+
+void Program::allocate_arena(size_t bytes) {
+    arena_ = std::make_unique<Pages>(bytes);
+}
+
+float* Program::buffer(size_t offset) const {
+    if (!arena_ || offset >= arena_->size() || offset % sizeof(float))
+        throw std::out_of_range("no arena at offset " + std::to_string(offset));
+    return reinterpret_cast<float*>(arena_->data() + offset);
+}
+
+KvCache Program::add_kv_cache(KvType type, int32_t num_blocks, int32_t num_kv_heads, int32_t head_dim) {
+    const size_t element = type == KvType::f32 ? 4 : 2;
+    const size_t half = element * num_blocks * num_kv_heads * head_dim * kBlockSize;
+    kv_.push_back(std::make_unique<Pages>(2 * half));
+    uint8_t* data = kv_.back()->data();
+    return {data, data + half, type, num_blocks, num_kv_heads, head_dim};
+}
+
+const float* Program::keep(std::vector<float> values) {
+    kept_floats_.push_back(std::make_unique<std::vector<float>>(std::move(values)));
+    return kept_floats_.back()->data();
+}
+
+const int32_t* Program::keep(std::vector<int32_t> values) {
+    kept_ints_.push_back(std::make_unique<std::vector<int32_t>>(std::move(values)));
+    return kept_ints_.back()->data();
+}
+
+void Program::run(const Op& op, const Worker& worker) {
+    const OpTable& table = op_table();
+    const int32_t rows = op.rows == Rows::tokens ? slots_.num_tokens() : slots_.num_samples();
+    if (rows == 0) return;
+    const auto with_rows = [rows](auto args) {
+        args.rows = rows;
+        return args;
+    };
+    std::visit(Overloaded{
+                   [&](const EmbedArgs& a) { table.embed(with_rows(a), worker); },
+                   [&](const RmsNormArgs& a) { table.rms_norm(with_rows(a), worker); },
+                   [&](const MatmulArgs& a) { table.matmul(with_rows(a), worker); },
+                   [&](const RotaryArgs& a) { table.rotary(with_rows(a), worker); },
+                   [&](const StoreKvArgs& a) { table.store_kv(with_rows(a), worker); },
+                   [&](const PagedAttentionArgs& a) { table.paged_attention(with_rows(a), worker); },
+                   [&](const SiluMulArgs& a) { table.silu_mul(with_rows(a), worker); },
+                   [&](const SelectRowsArgs& a) { table.select_rows(with_rows(a), worker); },
+                   [&](const SampleArgs& a) { table.sample(with_rows(a), worker); },
+                   [&](MatmulAllReduceArgs a) {
+                       a.matmul.rows = rows;
+                       table.matmul_all_reduce(a, worker);
+                   },
+               },
+               op.args);
+}
+
+bool Program::replay(Team& team) {
+    team.run([this](const Worker& worker) {
+        for (const Op& op : ops_) {
+            run(op, worker);
+            team_barrier(worker);
+        }
+    });
+    if (exchange_ && exchange_->failed()) return false;
+    slots_.commit();
+    return true;
+}
+
+}  // namespace fastserve

@@ -1,0 +1,79 @@
+// A recorded forward pass and the loop that replays it.
+//
+// Recording appends ops with fixed addresses: buffers lie in one arena whose offsets the recorder planned
+// from their lifetimes, weights and KV blocks never move, and the rows of a step are written by the SlotTable
+// to fixed arrays. Replaying fills in the row counts and calls op after op on a team of threads, with a
+// barrier between: no allocation, no lock, no Python.
+#pragma once
+
+#include <memory>
+#include <variant>
+#include <vector>
+
+#include "cpu/threads.h"
+#include "ops.h"
+#include "program/slots.h"
+
+namespace fastserve {
+
+// What the row count of an op follows.
+enum class Rows : int32_t { tokens, samples };
+
+using OpArgs = std::variant<EmbedArgs, RmsNormArgs, MatmulArgs, RotaryArgs, StoreKvArgs, PagedAttentionArgs,
+                            SiluMulArgs, SelectRowsArgs, MatmulAllReduceArgs, SampleArgs>;
+
+struct Op {
+    Rows rows;
+    OpArgs args;
+};
+
+// Anonymous zeroed memory, page aligned, in huge pages where the kernel grants them.
+class Pages {
+  public:
+    explicit Pages(size_t bytes);
+    ~Pages();
+    Pages(const Pages&) = delete;
+    Pages& operator=(const Pages&) = delete;
+    uint8_t* data() const { return data_; }
+    size_t size() const { return size_; }
+
+  private:
+    uint8_t* data_;
+    size_t size_;
+};
+
+class Program {
+  public:
+    // exchange may be null: a group of one.
+    Program(SlotLimits limits, std::shared_ptr<Exchange> exchange);
+
+    SlotTable& slots() { return slots_; }
+    Exchange* exchange() const { return exchange_.get(); }
+
+    void allocate_arena(size_t bytes);
+    float* buffer(size_t offset) const;  // throws std::out_of_range beyond the arena
+    // Room for the KV blocks of one layer, bound to the program's life.
+    KvCache add_kv_cache(KvType type, int32_t num_blocks, int32_t num_kv_heads, int32_t head_dim);
+    // A copy that lives as long as the program.
+    const float* keep(std::vector<float> values);
+    const int32_t* keep(std::vector<int32_t> values);
+    void append(Op op) { ops_.push_back(std::move(op)); }
+    size_t num_ops() const { return ops_.size(); }
+
+    // One forward pass over the rows that slots().apply laid out. False if the exchange failed: nothing was
+    // taken in.
+    bool replay(Team& team);
+
+  private:
+    void run(const Op& op, const Worker& worker);
+
+    SlotTable slots_;
+    std::shared_ptr<Exchange> exchange_;
+    std::unique_ptr<Pages> arena_;
+    std::vector<std::unique_ptr<Pages>> kv_;
+    std::vector<std::unique_ptr<std::vector<float>>> kept_floats_;
+    std::vector<std::unique_ptr<std::vector<int32_t>>> kept_ints_;
+    std::vector<Op> ops_;
+};
+
+}  // namespace fastserve
