@@ -1,26 +1,132 @@
-// How the ranks of a group swap data inside one host: shared memory, flags and an epoch.
-// (the essay and the all-reduce part belong to this file too)
+// How the ranks of a group merge their partial results inside one host: shared memory, flags and an epoch.
+//
+// Words. The columns of a [rows, D] matrix are cut into R *chunks*, one per rank; the cut depends on D and R
+// alone (segments.h). A chunk is cut into *segments*: the unit that is computed by one thread, published with
+// a flag of its own, and moved. A *hop* is a segment going from one rank to the next: rank r adds its partial
+// to the running sum that rank r - 1 published, and publishes the result.
+//
+// Order. Chunk c is summed starting at rank c + 1 and ending at rank c (modulo R):
+//     ((p[c+1] + p[c+2]) + p[c+3]) + ... + p[c]
+// - ring: the sum travels R - 1 hops and is complete at its owner, rank c; then every rank reads the owner's
+// memory
+//   (the all-gather; inside one host nobody has to pass a finished segment on). 2 (R - 1) / R of the matrix
+//   is read.
+// - one-shot: every rank reads all R partials and adds them in that same order. R - 1 matrices are read, one
+// wait. Both do the same additions in the same order, so choose_all_reduce changes speed and never bits.
+//
+// Memory. Each rank owns a symmetric buffer of two halves; collective number s (all ranks count alike, from
+// 1) uses half s % 2. A flag per (rank, segment) holds the number of the last collective in which the rank
+// published that segment, so flags only grow and are never reset. In both algorithms a rank publishes a
+// segment exactly once.
+//
+// Why two consecutive collectives need no barrier. Rank r may write a half in collective s + 2 only when no
+// rank q reads it for collective s any more. Before r leaves collective s + 1 it has waited for at least one
+// flag of every other rank q with number s + 1: one-shot and all_gather wait for all ranks; the ring waits
+// for the owner of every chunk, and is not chosen when a chunk is empty. A thread of q raises a flag to s + 1
+// only after the threads of q's team met at a barrier behind collective s, hence after q's last read of r's
+// half in s. That read happens before the flag (barrier, then release store), the flag before r's acquire
+// load, and that before r's write in s + 2 (r's own team barrier). Therefore: the threads of a team meet
+// between collectives. The replay loop's barrier between ops does it; all_gather and barrier do it
+// themselves; the row slices of a large matrix put one in between.
+//
+// Why the ring cannot deadlock. A thread handles its segments in the order chunk r - 1, r - 2, ..., r: rank r
+// adds to chunk r - 1 - h at hop h. It computes all its partials without waiting, and the wait at hop h is
+// for a publication at hop h - 1; by induction over h every wait ends, however many threads each rank has.
+//
+// Loss. Every wait polls the region's epoch. Once it was raised, waits for what was not published return at
+// once.
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 
 #include "ops.h"
 
 namespace fastserve {
 
+class SharedRegion;
+
+// One collective under way; the same on every thread of the team.
+struct Collective {
+    uint64_t number;
+    size_t half_offset;  // of this collective's half in a rank's symmetric buffer
+    bool crowded;        // more threads than cores: waits yield at once
+};
+
+enum class AllReduceAlgorithm : int32_t { one_shot, ring };
+
 class Exchange {
-   public:
-    int rank() const;
-    int size() const;
-    // True once the epoch was raised (a rank died, the group closes): every wait returns at once from then on,
+  public:
+    // Takes the place of `rank` in the region, once in the region's life. Throws std::invalid_argument.
+    Exchange(std::shared_ptr<SharedRegion> region, int rank);
+    ~Exchange();
+    Exchange(const Exchange&) = delete;
+    Exchange& operator=(const Exchange&) = delete;
+
+    int rank() const { return rank_; }
+    int size() const { return size_; }
+    SharedRegion& region() const { return *region_; }
+    // True once the epoch was raised (a rank died, the group closes): waits return at once from then on,
     // results are garbage, and the replay loop gives the step up. Kernels throw nothing.
     bool failed() const;
-    size_t gather_capacity() const;  // bytes a rank may contribute to one all_gather
+    // True once a wait of this rank was given up: a result since the start is garbage. (A peer that leaves
+    // after the last collective raises the epoch, which spoils no result.)
+    bool gave_up() const { return gave_up_.load(std::memory_order_acquire); }
+    // Ends the group for all ranks.
+    void raise_epoch();
 
-    // Collective, called by all threads of the team of every rank with the same bytes. Returns the ranks' parts:
-    // rank r's lies at result + r * stride. Valid until the next-but-one collective.
+    size_t gather_capacity() const { return half_bytes_; }  // bytes a rank may contribute to one all_gather
+    // Rows of a [rows, d] matrix that one collective can merge; 0: the buffers do not hold one row.
+    int32_t rows_per_slice(int32_t d) const;
+
+    // Collective, called by all threads of the team of every rank with the same `mine` and bytes. Meets the
+    // team first, so `mine` may come from any thread. Returns the ranks' parts: rank r's lies at result + r *
+    // stride. Valid until the next-but-one collective.
     const uint8_t* all_gather(const void* mine, size_t bytes, size_t* stride, const Worker& worker);
+    // Returns when all threads of all ranks have come here.
+    void barrier(const Worker& worker);
+
+    // What the kernels are made of. All threads call begin, then publish and wait for segments, then end; the
+    // team meets before the next begin.
+    Collective begin(const Worker& worker) const;
+    void end(const Worker& worker);
+    float* partials(const Collective& collective, int rank) const;
+    void publish(const Collective& collective, int32_t segment);
+    bool ready(const Collective& collective, int rank, int32_t segment) const;
+    void wait(const Collective& collective, int rank, int32_t segment);
+
+    AllReduceAlgorithm algorithm(int32_t rows, int32_t d) const;
+    // Tests and benchmarks: -1 lets choose_all_reduce decide; else an AllReduceAlgorithm, the same on all
+    // ranks.
+    void force_algorithm(int32_t algorithm) { forced_algorithm_ = algorithm; }
+
+    // Of the fused op: tiles published while this rank still had tiles to compute, since the start.
+    int64_t tiles_sent_early() const { return tiles_sent_early_.load(std::memory_order_relaxed); }
+    void count_computed() { tiles_computed_.fetch_add(1, std::memory_order_relaxed); }
+    void count_sent(int32_t num_tiles);
+
+    // Called now and then by a wait that has become a sleep; true gives up and raises the epoch (Ctrl-C).
+    void set_interrupted(bool (*interrupted)()) { interrupted_ = interrupted; }
+
+  private:
+    std::shared_ptr<SharedRegion> region_;
+    int rank_;
+    int size_;
+    size_t half_bytes_;
+    int num_cores_;
+    int32_t forced_algorithm_ = -1;
+    bool (*interrupted_)() = nullptr;
+    std::atomic<bool> gave_up_{false};
+    // Shared by the team. The last thread to end a collective counts it; the others have read the number by
+    // then.
+    alignas(128) std::atomic<uint64_t> number_{0};
+    std::atomic<int32_t> num_ended_{0};
+    alignas(128) std::atomic<int32_t> tiles_computed_{0};
+    std::atomic<int64_t> tiles_sent_early_{0};
 };
+
+std::unique_ptr<Exchange> make_exchange(std::shared_ptr<SharedRegion> region, int rank);
 
 }  // namespace fastserve
