@@ -1,0 +1,1 @@
+"""Device groups: who holds what, the processes that drive devices, and how they meet."""

@@ -1,0 +1,1 @@
+"""Programs: a forward pass recorded once and replayed by the native loop."""

@@ -1,0 +1,84 @@
+"""Steps and their results as the words of a mailbox message; csrc/program/slots.h describes the layout."""
+
+from __future__ import annotations
+
+import struct
+from array import array
+
+from fastserve.step import Sampled, SlotOpening, Step, StepResult
+
+SAME_DECODES = -1
+WORD_MASK = 0xFFFFFFFF
+
+
+def _bits(value: float) -> int:
+    return int(struct.unpack("<i", struct.pack("<f", value))[0])
+
+
+def _signed(word: int) -> int:
+    word &= WORD_MASK
+    return word - (1 << 32) if word >> 31 else word
+
+
+class StepEncoder:
+    """Remembers the last step's decodes, so that a step that runs the same slots again does not repeat them."""
+
+    def __init__(self) -> None:
+        self._decodes: tuple[int, ...] = ()
+
+    def encode(self, step: Step) -> bytes:
+        same = step.decodes == self._decodes
+        self._decodes = step.decodes
+        words = array("i")
+        words.extend((step.step_id, len(step.closed), len(step.opened), len(step.blocks), len(step.chunks)))
+        words.append(SAME_DECODES if same else len(step.decodes))
+        words.extend(step.closed)
+        for opening in step.opened:
+            self._encode_opening(opening, words)
+        for grant in step.blocks:
+            words.extend((grant.slot, grant.group, grant.block_id))
+        for chunk in step.chunks:
+            words.extend((chunk.slot, len(chunk.token_ids), int(chunk.sample), chunk.num_scores))
+            words.extend(chunk.token_ids)
+            words.extend(chunk.score_targets)
+        if not same:
+            words.extend(step.decodes)
+        return words.tobytes()
+
+    @staticmethod
+    def _encode_opening(opening: SlotOpening, words: array[int]) -> None:
+        s = opening.sampling
+        words.extend((opening.slot, opening.num_prompt_tokens, _bits(s.temperature), s.top_k))
+        words.extend((_bits(s.top_p), _bits(s.min_p), _bits(s.repetition_penalty)))
+        words.extend((_bits(s.presence_penalty), _bits(s.frequency_penalty)))
+        words.extend((_signed(s.seed), _signed(s.seed >> 32), s.min_tokens, s.num_logprobs))
+        words.extend((len(s.stop_ids), len(s.logit_bias)))
+        words.extend(s.stop_ids)
+        words.extend(token_id for token_id, _ in s.logit_bias)
+        words.extend(_bits(bias) for _, bias in s.logit_bias)
+
+
+def decode_result(message: bytes) -> StepResult:
+    """The result that a rank wrote; the rank is ours, so a malformed one is our own fault."""
+    ints = memoryview(message).cast("i")
+    reals = memoryview(message).cast("B").cast("f")
+    step_id, elapsed_us, num_samples = ints[0], ints[1], ints[2]
+    samples = []
+    at = 3
+    for _ in range(num_samples):
+        num_top = ints[at + 5]
+        ids, logprobs = at + 6, at + 6 + num_top
+        top = tuple(zip(ints[ids:logprobs].tolist(), reals[logprobs : logprobs + num_top].tolist(), strict=True))
+        samples.append(
+            Sampled(
+                slot=ints[at],
+                token_id=ints[at + 1],
+                scored=bool(ints[at + 2]),
+                logprob=reals[at + 3],
+                rank=ints[at + 4],
+                top=top,
+            )
+        )
+        at = logprobs + num_top
+    assert at == len(ints), (at, len(ints))
+    return StepResult(step_id=step_id, samples=tuple(samples), elapsed_us=elapsed_us)
