@@ -53,7 +53,6 @@ class FusedWeight:
 class LayerCache:
     kv: _C.KvCache
     group: int
-    num_kv_heads: int
 
 
 class Recorder:

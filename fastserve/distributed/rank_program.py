@@ -1,0 +1,82 @@
+"""What one rank needs to run steps: its shard packed, its KV blocks, and the program recorded over them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fastserve import _C
+from fastserve.distributed.shard_loader import ShardLoader, packed_bytes
+from fastserve.models.config import ModelConfig, read_config
+from fastserve.models.llama import LlamaInputs, Shard, forward
+from fastserve.models.names import EMBEDDING
+from fastserve.program.recorder import Address, LayerCache, Recorder
+from fastserve.errors import WeightFileError
+
+KV_GROUP = 0  # every layer of a llama attends to everything: one group
+
+
+@dataclass(frozen=True, slots=True)
+class RankSettings:
+    """The limits that all ranks of a group share."""
+
+    max_tokens: int  # rows of a step
+    max_samples: int  # sampled rows of a step
+    num_slots: int
+    max_blocks: int  # of one slot
+    num_blocks: int
+    kv_type: str  # "f32" | "bf16"
+
+
+@dataclass(frozen=True, slots=True)
+class RankProgram:
+    program: _C.Program
+    packed_bytes: int
+    logits: Address  # [S, V of the shard], readable after a step
+    file: _C.GgufFile  # the embedding is read from its mapping
+
+
+def open_model(path: str) -> tuple[_C.GgufFile, ModelConfig]:
+    """Maps the file and reads the model's configuration. Raises WeightFileError, ModelConfigError."""
+    file = _C.GgufFile(path)
+    embedding = file.tensors.get(EMBEDDING)
+    if file.metadata.get("general.architecture") == "llama" and embedding is None:
+        raise WeightFileError(f"{path}: tensor {EMBEDDING} is missing")
+    return file, read_config(file.metadata, vocab_rows=embedding.shape[0] if embedding else 1)
+
+
+def kv_block_bytes(config: ModelConfig, num_kv_heads: int, kv_type: str) -> int:
+    """Bytes of one KV block over all layers, keys and values."""
+    element = {"f32": 4, "bf16": 2}[kv_type]
+    return 2 * element * config.num_layers * num_kv_heads * config.head_dim * int(_C.BLOCK_SIZE)
+
+
+def build_rank_program(
+    path: str, shard: Shard, settings: RankSettings, *, exchange: _C.Exchange | None, num_threads: int
+) -> RankProgram:
+    """Packs `shard` of the model at `path` and records its forward pass and sampling."""
+    file, config = open_model(path)
+    weights = ShardLoader(file, config, shard, num_threads=num_threads).load()
+    program = _C.Program(
+        max_tokens=settings.max_tokens,
+        max_samples=settings.max_samples,
+        num_slots=settings.num_slots,
+        max_blocks=settings.max_blocks,
+        vocab_size=config.vocab_size,
+        num_blocks=[settings.num_blocks],
+        exchange=exchange,
+    )
+    caches = tuple(
+        LayerCache(
+            program.add_kv_cache(settings.kv_type, KV_GROUP, shard.num_kv_heads, config.head_dim), KV_GROUP
+        )
+        for _ in range(config.num_layers)
+    )
+    recorder = Recorder(program, max_tokens=settings.max_tokens, max_samples=settings.max_samples)
+    inputs = LlamaInputs(
+        token_ids=None, positions=None, caches=caches, index=None, sample_rows=None, group=None
+    )
+    logits = forward(recorder, config, shard, weights, inputs)
+    scratch = _C.sample_scratch_bytes(num_threads, config.vocab_size)
+    recorder.sample(logits, vocab_begin=shard.vocab[0], scratch_bytes=scratch)
+    recorder.finish()
+    return RankProgram(program, packed_bytes(weights), recorder.address(logits), file)

@@ -1,0 +1,82 @@
+"""Decides, before anything is loaded, how a model will run: plan, limits, and how many KV blocks there are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fastserve import _C
+from fastserve.config import EngineConfig
+from fastserve.distributed.rank_program import RankSettings, kv_block_bytes, open_model
+from fastserve.distributed.shard_plan import ShardPlan, make_plan
+from fastserve.errors import CapacityError
+from fastserve.models.config import ModelConfig
+from fastserve.worker.executor import ExecutorConfig
+from fastserve.worker.memory import available_bytes
+
+KV_MEMORY_SHARE = 0.25  # of what is free: weights, activations and everybody else need the rest
+F32_TYPE = 0  # GGUF's id
+
+
+def choose_kv_type(config: EngineConfig, file: _C.GgufFile) -> str:
+    """"auto" keeps the precision of the weights: fp32 where all of them are, else bf16."""
+    if config.kv_dtype != "auto":
+        return config.kv_dtype
+    return "f32" if all(tensor.type == F32_TYPE for tensor in file.tensors.values()) else "bf16"
+
+
+def choose_max_model_len(config: EngineConfig, model: ModelConfig) -> int:
+    if config.max_model_len is None:
+        return model.context_length
+    if config.max_model_len > model.context_length:
+        raise ValueError(
+            f"max_model_len must be at most the model's context of {model.context_length} tokens, "
+            f"got {config.max_model_len}"
+        )
+    return config.max_model_len
+
+
+def choose_num_blocks(
+    config: EngineConfig, model: ModelConfig, plan: ShardPlan, *, max_model_len: int, kv_type: str
+) -> int:
+    """KV blocks that fit the memory given (all ranks share this host), no more than all slots can use.
+
+    Raises CapacityError with the numbers where not even one request of full length fits.
+    """
+    block_size = int(_C.BLOCK_SIZE)
+    block_bytes = sum(kv_block_bytes(model, shard.num_kv_heads, kv_type) for shard in plan.shards)
+    budget = config.kv_cache_bytes
+    if budget is None:
+        budget = int(available_bytes() * KV_MEMORY_SHARE)
+    blocks_per_request = -(-max_model_len // block_size)
+    num_blocks = min(budget // block_bytes, blocks_per_request * config.max_num_seqs)
+    if num_blocks < blocks_per_request:
+        raise CapacityError(
+            f"one request of {max_model_len} tokens needs {blocks_per_request * block_bytes / 2**20:.0f} MiB of KV "
+            f"cache, and {budget / 2**20:.0f} MiB are given; lower max_model_len or raise kv_cache_bytes"
+        )
+    return num_blocks
+
+
+def plan_execution(config: EngineConfig, path: Path) -> ExecutorConfig:
+    """Raises WeightFileError, ModelConfigError, ValueError or CapacityError, each in one line."""
+    file, model = open_model(str(path))
+    plan = make_plan(model, config.devices)
+    max_model_len = choose_max_model_len(config, model)
+    kv_type = choose_kv_type(config, file)
+    settings = RankSettings(
+        max_tokens=config.max_num_tokens,
+        max_samples=config.max_num_seqs,
+        num_slots=config.max_num_seqs,
+        max_blocks=-(-max_model_len // int(_C.BLOCK_SIZE)),
+        num_blocks=choose_num_blocks(config, model, plan, max_model_len=max_model_len, kv_type=kv_type),
+        kv_type=kv_type,
+    )
+    return ExecutorConfig(
+        path=path,
+        plan=plan,
+        settings=settings,
+        hidden=model.hidden,
+        vocab_size=model.vocab_size,
+        max_model_len=max_model_len,
+        num_threads=config.num_threads,
+    )
