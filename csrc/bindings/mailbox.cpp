@@ -28,7 +28,7 @@ std::shared_ptr<Mailbox> mailbox_at(uintptr_t address, size_t capacity, int num_
             }};
 }
 
-std::optional<py::bytes> read(Mailbox& mailbox, int reader, int spin_us, int timeout_ms) {
+std::optional<py::bytes> read_message(Mailbox& mailbox, int reader, int spin_us, int timeout_ms) {
     std::vector<uint8_t> message;
     Mailbox::Read outcome;
     {
@@ -43,7 +43,7 @@ std::optional<py::bytes> read(Mailbox& mailbox, int reader, int spin_us, int tim
     return py::bytes(reinterpret_cast<const char*>(message.data()), message.size());
 }
 
-bool write(Mailbox& mailbox, const py::bytes& message, int timeout_ms) {
+bool write_message(Mailbox& mailbox, const py::bytes& message, int timeout_ms) {
     char* data;
     Py_ssize_t size;
     if (PyBytes_AsStringAndSize(message.ptr(), &data, &size)) throw py::error_already_set();
@@ -60,8 +60,8 @@ void bind_mailbox(py::module_& m) {
         .def_static("at", &mailbox_at, py::arg("address"), py::arg("capacity"), py::arg("num_readers"),
                     py::arg("create"), py::arg("owner"), "A mailbox in memory that `owner` keeps mapped.")
         .def_static("bytes", &Mailbox::bytes, py::arg("capacity"))
-        .def("write", &write, py::arg("message"), py::arg("timeout_ms"))
-        .def("read", &read, py::arg("reader"), py::arg("spin_us"), py::arg("timeout_ms"),
+        .def("write", &write_message, py::arg("message"), py::arg("timeout_ms"))
+        .def("read", &read_message, py::arg("reader"), py::arg("spin_us"), py::arg("timeout_ms"),
              "The next message, None after the timeout; EOFError once closed and empty.")
         .def("close", &Mailbox::close);
 }

@@ -97,7 +97,7 @@ class DeviceGroup:
         ours, theirs = socket.socketpair()
         with theirs:
             process = subprocess.Popen(
-                [sys.executable, "-m", "fastserve.distributed.rank", str(theirs.fileno())],
+                [sys.executable, "-P", "-m", "fastserve.distributed.rank", str(theirs.fileno())],
                 pass_fds=(theirs.fileno(), self._region.fd),
                 stdin=subprocess.DEVNULL,
                 env=_rank_environment(),

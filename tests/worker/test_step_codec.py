@@ -1,0 +1,74 @@
+"""Steps are applied by the native slot table; here the words are checked, and what the rank refuses."""
+
+from __future__ import annotations
+
+from array import array
+
+import pytest
+
+from fastserve.step import BlockGrant, Chunk, SlotOpening, SlotSampling, Step
+from fastserve.worker.step_codec import SAME_DECODES, StepEncoder, decode_result
+
+GREEDY = SlotSampling(
+    temperature=0.0,
+    top_k=0,
+    top_p=1.0,
+    min_p=0.0,
+    repetition_penalty=1.0,
+    presence_penalty=0.0,
+    frequency_penalty=0.0,
+    seed=(1 << 63) - 5,
+    min_tokens=0,
+    stop_ids=(2,),
+    logit_bias=((4, 0.5),),
+    num_logprobs=-1,
+)
+
+
+def words(message: bytes) -> list[int]:
+    return array("i", message).tolist()
+
+
+def test_a_steady_decode_step_is_a_few_bytes_however_many_run() -> None:
+    encoder = StepEncoder()
+    slots = tuple(range(64))
+    encoder.encode(Step(1, decodes=slots))
+    assert words(encoder.encode(Step(2, decodes=slots))) == [2, 0, 0, 0, 0, SAME_DECODES]
+
+
+def test_decodes_are_repeated_once_they_change() -> None:
+    encoder = StepEncoder()
+    encoder.encode(Step(1, decodes=(1, 2)))
+    assert words(encoder.encode(Step(2, decodes=(2,)))) == [2, 0, 0, 0, 0, 1, 2]
+
+
+def test_changes_are_laid_out_in_the_order_of_the_layout() -> None:
+    step = Step(
+        3,
+        closed=(7,),
+        opened=(SlotOpening(1, 2, GREEDY),),
+        blocks=(BlockGrant(1, 0, 9),),
+        chunks=(Chunk(1, (5, 6), True, 1, (8,)),),
+    )
+    message = words(StepEncoder().encode(step))
+    assert message[:7] == [3, 1, 1, 1, 1, SAME_DECODES, 7]
+    opening = message[7:25]
+    assert opening[:4] == [1, 2, 0, 0]
+    assert (opening[9] & 0xFFFFFFFF) | opening[10] << 32 == GREEDY.seed
+    assert opening[13:17] == [1, 1, 2, 4]
+    assert message[25:] == [1, 0, 9, 1, 2, 1, 1, 5, 6, 8]
+
+
+def test_results_are_read_back_as_written() -> None:
+    logprobs = array("f", [-0.5, -0.25, -1.5])
+    bits = array("i", logprobs.tobytes()).tolist()
+    message = array("i", [4, 250, 2, 1, 11, 0, bits[0], 1, 2, 11, 12, bits[1], bits[2], 3, 13, 1, bits[0], 5, 0])
+    result = decode_result(message.tobytes())
+    assert (result.step_id, result.elapsed_us) == (4, 250)
+    assert result.samples[0].top == ((11, -0.25), (12, -1.5))
+    assert (result.samples[1].slot, result.samples[1].scored, result.samples[1].rank) == (3, True, 5)
+
+
+def test_a_result_with_words_left_over_is_our_own_fault() -> None:
+    with pytest.raises(AssertionError):
+        decode_result(array("i", [1, 0, 0, 99]).tobytes())
