@@ -1,0 +1,116 @@
+// The vector vocabulary of an ISA: 16 lanes everywhere, and the same bits everywhere.
+//
+//   Vec   16 floats
+//   VecI  64 bytes, seen as 16 int32, 64 u8/s8 or 32 bfloat16
+//
+// Every operation gives the same result on every ISA: fma rounds once, reductions add in one fixed tree, exp
+// is one polynomial. Names without a type work on both where that makes sense. `n` in *_n is the number of
+// lanes that memory has (0..16, others read as 0 or are not written). Integer adds and products wrap.
+//
+//   load load_n store store_n splat broadcast4 zero zero_i       add sub mul div fma sqrt max min
+//   reduce_add reduce_max  exp  select_below greater_bits        to_int to_float as_int as_float
+//   load_bf16 store_bf16 load_half to_bf16 from_bf16 from_half   bit_and bit_or bit_xor shift_left<>
+//   shift_right<> dot_u8s8 dot_u7s8 dot_bf16 low_nibbles high_nibbles          store_low8 store_low16 abs
+//   prefetch
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#define FASTSERVE_INLINE [[gnu::always_inline]] inline
+
+#if defined(FASTSERVE_ISA_avx512)
+#include "cpu/simd/avx512.h"
+#elif defined(FASTSERVE_ISA_avx2)
+#include "cpu/simd/avx2.h"
+#else
+#include "cpu/simd/portable.h"
+#endif
+
+namespace fastserve::FASTSERVE_ISA_NAMESPACE {
+
+constexpr int kLanes = 16;
+
+FASTSERVE_INLINE void prefetch(const void* p) {
+    __builtin_prefetch(p);
+}
+
+FASTSERVE_INLINE Vec zero() {
+    return splat(0.0f);
+}
+FASTSERVE_INLINE VecI zero_i() {
+    return splat(int32_t{0});
+}
+
+// The 4 bytes at p in every lane.
+FASTSERVE_INLINE VecI broadcast4(const void* p) {
+    int32_t word;
+    __builtin_memcpy(&word, p, sizeof word);
+    return splat(word);
+}
+
+// 16 packed nibble pairs per 16 bytes: the low halves and the high halves of 64 bytes, as 64 u8.
+FASTSERVE_INLINE VecI low_nibbles(VecI bytes) {
+    return bit_and(bytes, splat(int32_t{0x0f0f0f0f}));
+}
+FASTSERVE_INLINE VecI high_nibbles(VecI bytes) {
+    return low_nibbles(shift_right<4>(bytes));
+}
+
+// e^x with a relative error below 2e-7; 0 below -104, inf above 89, NaN for NaN.
+//
+// x = n ln2 + r with |r| <= ln2 / 2 and ln2 in two parts (Cody & Waite), e^r by the degree-6 polynomial of
+// Cephes' expf, and 2^n in two factors, so that results next to overflow and denormal results come out right.
+FASTSERVE_INLINE Vec exp(Vec x) {
+    constexpr float kRound =
+        12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer, found in the low bits
+    constexpr int32_t kRoundBits = 0x4b400000;
+    x = min(splat(89.0f), max(splat(-105.0f), x));  // in this order NaN passes
+    const Vec shifted = fma(x, splat(1.44269504088896341f), splat(kRound));
+    const Vec n = sub(shifted, splat(kRound));
+    Vec r = fma(n, splat(-0.693359375f), x);
+    r = fma(n, splat(2.12194440e-4f), r);
+    Vec p = splat(1.9875691500e-4f);
+    p = fma(p, r, splat(1.3981999507e-3f));
+    p = fma(p, r, splat(8.3334519073e-3f));
+    p = fma(p, r, splat(4.1665795894e-2f));
+    p = fma(p, r, splat(1.6666665459e-1f));
+    p = fma(p, r, splat(5.0000001201e-1f));
+    p = add(fma(p, mul(r, r), r), splat(1.0f));
+    const VecI exponent = sub(as_int(shifted), splat(kRoundBits));
+    const VecI half = shift_right_signed<1>(exponent);
+    const VecI rest = sub(exponent, half);
+    const VecI bias = splat(int32_t{127});
+    p = mul(p, as_float(shift_left<23>(add(half, bias))));
+    return mul(p, as_float(shift_left<23>(add(rest, bias))));
+}
+
+// Rounds to nearest even; NaN stays NaN.
+FASTSERVE_INLINE uint16_t to_bf16(float value) {
+    uint32_t bits;
+    __builtin_memcpy(&bits, &value, sizeof bits);
+    if ((bits & 0x7fffffff) > 0x7f800000) return static_cast<uint16_t>(bits >> 16 | 0x40);
+    return static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
+FASTSERVE_INLINE float from_bf16(uint16_t value) {
+    const uint32_t bits = static_cast<uint32_t>(value) << 16;
+    float result;
+    __builtin_memcpy(&result, &bits, sizeof result);
+    return result;
+}
+
+// As to_bf16, in the low half of each lane.
+FASTSERVE_INLINE VecI to_bf16(Vec values) {
+    const VecI bits = as_int(values);
+    const VecI odd = bit_and(shift_right<16>(bits), splat(int32_t{1}));
+    const VecI rounded = shift_right<16>(add(add(bits, splat(int32_t{0x7fff})), odd));
+    const VecI quieted = bit_or(shift_right<16>(bits), splat(int32_t{0x40}));
+    return select_nan(values, quieted, rounded);
+}
+
+FASTSERVE_INLINE void store_bf16(uint16_t* p, Vec values) {
+    store_low16(p, to_bf16(values));
+}
+
+}  // namespace fastserve::FASTSERVE_ISA_NAMESPACE

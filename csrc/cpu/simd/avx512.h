@@ -1,0 +1,197 @@
+// simd.h for AVX-512 (F, BW, VL, DQ, VNNI, BF16): one register per Vec.
+#pragma once
+
+// gcc 12 takes _mm512_undefined_*, which its own header feeds to masked forms, for a mistake (gcc bug
+// 105593).
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wpragmas"
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#include <immintrin.h>
+#pragma GCC diagnostic pop
+
+#include <cstdint>
+
+namespace fastserve::FASTSERVE_ISA_NAMESPACE {
+
+struct Vec {
+    __m512 v;
+};
+struct VecI {
+    __m512i v;
+};
+
+FASTSERVE_INLINE __mmask16 lanes_below(int n) {
+    return static_cast<__mmask16>((1u << n) - 1);
+}
+
+FASTSERVE_INLINE Vec splat(float x) {
+    return {_mm512_set1_ps(x)};
+}
+FASTSERVE_INLINE VecI splat(int32_t x) {
+    return {_mm512_set1_epi32(x)};
+}
+FASTSERVE_INLINE Vec load(const float* p) {
+    return {_mm512_loadu_ps(p)};
+}
+FASTSERVE_INLINE VecI load(const int32_t* p) {
+    return {_mm512_loadu_si512(p)};
+}
+FASTSERVE_INLINE VecI load(const uint8_t* p) {
+    return {_mm512_loadu_si512(p)};
+}
+FASTSERVE_INLINE VecI load(const int8_t* p) {
+    return {_mm512_loadu_si512(p)};
+}
+FASTSERVE_INLINE VecI load(const uint16_t* p) {
+    return {_mm512_loadu_si512(p)};
+}
+FASTSERVE_INLINE Vec load_n(const float* p, int n) {
+    return {_mm512_maskz_loadu_ps(lanes_below(n), p)};
+}
+FASTSERVE_INLINE void store(float* p, Vec a) {
+    _mm512_storeu_ps(p, a.v);
+}
+FASTSERVE_INLINE void store(int32_t* p, VecI a) {
+    _mm512_storeu_si512(p, a.v);
+}
+FASTSERVE_INLINE void store(uint8_t* p, VecI a) {
+    _mm512_storeu_si512(p, a.v);
+}
+FASTSERVE_INLINE void store_n(float* p, Vec a, int n) {
+    _mm512_mask_storeu_ps(p, lanes_below(n), a.v);
+}
+// The low byte / the low 16 bits of each lane.
+FASTSERVE_INLINE void store_low8(int8_t* p, VecI a) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(a.v));
+}
+FASTSERVE_INLINE void store_low16(uint16_t* p, VecI a) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(a.v));
+}
+
+FASTSERVE_INLINE Vec add(Vec a, Vec b) {
+    return {_mm512_add_ps(a.v, b.v)};
+}
+FASTSERVE_INLINE Vec sub(Vec a, Vec b) {
+    return {_mm512_sub_ps(a.v, b.v)};
+}
+FASTSERVE_INLINE Vec mul(Vec a, Vec b) {
+    return {_mm512_mul_ps(a.v, b.v)};
+}
+FASTSERVE_INLINE Vec div(Vec a, Vec b) {
+    return {_mm512_div_ps(a.v, b.v)};
+}
+FASTSERVE_INLINE Vec sqrt(Vec a) {
+    return {_mm512_sqrt_ps(a.v)};
+}
+FASTSERVE_INLINE Vec fma(Vec a, Vec b, Vec c) {
+    return {_mm512_fmadd_ps(a.v, b.v, c.v)};
+}
+// a > b ? a : b and a < b ? a : b, so b where one is NaN.
+FASTSERVE_INLINE Vec max(Vec a, Vec b) {
+    return {_mm512_max_ps(a.v, b.v)};
+}
+FASTSERVE_INLINE Vec min(Vec a, Vec b) {
+    return {_mm512_min_ps(a.v, b.v)};
+}
+FASTSERVE_INLINE Vec abs(Vec a) {
+    return {_mm512_abs_ps(a.v)};
+}
+
+FASTSERVE_INLINE VecI add(VecI a, VecI b) {
+    return {_mm512_add_epi32(a.v, b.v)};
+}
+FASTSERVE_INLINE VecI sub(VecI a, VecI b) {
+    return {_mm512_sub_epi32(a.v, b.v)};
+}
+FASTSERVE_INLINE VecI mul(VecI a, VecI b) {
+    return {_mm512_mullo_epi32(a.v, b.v)};
+}
+FASTSERVE_INLINE VecI bit_and(VecI a, VecI b) {
+    return {_mm512_and_si512(a.v, b.v)};
+}
+FASTSERVE_INLINE VecI bit_or(VecI a, VecI b) {
+    return {_mm512_or_si512(a.v, b.v)};
+}
+FASTSERVE_INLINE VecI bit_xor(VecI a, VecI b) {
+    return {_mm512_xor_si512(a.v, b.v)};
+}
+template <int kBits>
+FASTSERVE_INLINE VecI shift_left(VecI a) {
+    return {_mm512_slli_epi32(a.v, kBits)};
+}
+template <int kBits>
+FASTSERVE_INLINE VecI shift_right(VecI a) {
+    return {_mm512_srli_epi32(a.v, kBits)};
+}
+template <int kBits>
+FASTSERVE_INLINE VecI shift_right_signed(VecI a) {
+    return {_mm512_srai_epi32(a.v, kBits)};
+}
+
+FASTSERVE_INLINE VecI as_int(Vec a) {
+    return {_mm512_castps_si512(a.v)};
+}
+FASTSERVE_INLINE Vec as_float(VecI a) {
+    return {_mm512_castsi512_ps(a.v)};
+}
+FASTSERVE_INLINE Vec to_float(VecI a) {
+    return {_mm512_cvtepi32_ps(a.v)};
+}
+// Nearest even, for |a| < 2^31.
+FASTSERVE_INLINE VecI to_int(Vec a) {
+    return {_mm512_cvtps_epi32(a.v)};
+}
+
+// Lanes below n from a, the others from b.
+FASTSERVE_INLINE Vec select_below(int n, Vec a, Vec b) {
+    return {_mm512_mask_blend_ps(lanes_below(n), b.v, a.v)};
+}
+// Bit i: a[i] > b[i].
+FASTSERVE_INLINE uint32_t greater_bits(Vec a, Vec b) {
+    return _mm512_cmp_ps_mask(a.v, b.v, _CMP_GT_OQ);
+}
+FASTSERVE_INLINE VecI select_nan(Vec a, VecI if_nan, VecI otherwise) {
+    return {_mm512_mask_blend_epi32(_mm512_cmp_ps_mask(a.v, a.v, _CMP_UNORD_Q), otherwise.v, if_nan.v)};
+}
+
+// Lane i with lane i + 8, then i + 4, i + 2, i + 1.
+FASTSERVE_INLINE float reduce_add(Vec a) {
+    const __m256 x = _mm256_add_ps(_mm512_castps512_ps256(a.v), _mm512_extractf32x8_ps(a.v, 1));
+    __m128 y = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+    y = _mm_add_ps(y, _mm_movehl_ps(y, y));
+    return _mm_cvtss_f32(_mm_add_ss(y, _mm_movehdup_ps(y)));
+}
+FASTSERVE_INLINE float reduce_max(Vec a) {
+    const __m256 x = _mm256_max_ps(_mm512_castps512_ps256(a.v), _mm512_extractf32x8_ps(a.v, 1));
+    __m128 y = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+    y = _mm_max_ps(y, _mm_movehl_ps(y, y));
+    return _mm_cvtss_f32(_mm_max_ss(y, _mm_movehdup_ps(y)));
+}
+
+FASTSERVE_INLINE Vec load_bf16(const uint16_t* p) {
+    const __m256i raw = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(raw), 16))};
+}
+FASTSERVE_INLINE Vec load_half(const uint16_t* p) {
+    return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
+}
+FASTSERVE_INLINE float from_half(uint16_t x) {
+    return _cvtsh_ss(x);
+}
+
+// acc[i] + sum over j < 4 of u[4 i + j] * s[4 i + j], exactly.
+FASTSERVE_INLINE VecI dot_u8s8(VecI acc, VecI u, VecI s) {
+    return {_mm512_dpbusd_epi32(acc.v, u.v, s.v)};
+}
+// The same, for u < 128: cheaper on AVX2.
+FASTSERVE_INLINE VecI dot_u7s8(VecI acc, VecI u, VecI s) {
+    return dot_u8s8(acc, u, s);
+}
+// acc[i] + a[2 i + 1] b[2 i + 1] + a[2 i] b[2 i], added in this order, for bfloat16 a and b. Denormals count
+// as 0.
+FASTSERVE_INLINE Vec dot_bf16(Vec acc, VecI a, VecI b) {
+    return {_mm512_dpbf16_ps(acc.v, reinterpret_cast<__m512bh>(a.v), reinterpret_cast<__m512bh>(b.v))};
+}
+
+}  // namespace fastserve::FASTSERVE_ISA_NAMESPACE

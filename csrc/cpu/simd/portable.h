@@ -1,0 +1,246 @@
+// simd.h for any CPU, in the vector extension of gcc and clang: four 16-byte vectors per Vec.
+#pragma once
+
+#include <cstdint>
+
+#if defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+
+namespace fastserve::FASTSERVE_ISA_NAMESPACE {
+
+using Float4 = float __attribute__((vector_size(16)));
+using Int4 = int32_t __attribute__((vector_size(16)));
+using Uint4 = uint32_t __attribute__((vector_size(16)));
+
+struct Vec {
+    Float4 q[4];
+};
+struct VecI {
+    Int4 q[4];
+};
+
+// result.q[i] = expression in i, for each of the four vectors.
+#define FASTSERVE_EACH(Type, expression) \
+    Type result;                         \
+    for (int i = 0; i < 4; ++i) {        \
+        result.q[i] = (expression);      \
+    }                                    \
+    return result
+
+FASTSERVE_INLINE Vec splat(float x) {
+    FASTSERVE_EACH(Vec, (Float4{x, x, x, x}));
+}
+FASTSERVE_INLINE VecI splat(int32_t x) {
+    FASTSERVE_EACH(VecI, (Int4{x, x, x, x}));
+}
+
+template <class Result>
+FASTSERVE_INLINE Result load_bytes(const void* p) {
+    Result result;
+    __builtin_memcpy(&result, p, sizeof result);
+    return result;
+}
+FASTSERVE_INLINE Vec load(const float* p) {
+    return load_bytes<Vec>(p);
+}
+FASTSERVE_INLINE VecI load(const int32_t* p) {
+    return load_bytes<VecI>(p);
+}
+FASTSERVE_INLINE VecI load(const uint8_t* p) {
+    return load_bytes<VecI>(p);
+}
+FASTSERVE_INLINE VecI load(const int8_t* p) {
+    return load_bytes<VecI>(p);
+}
+FASTSERVE_INLINE VecI load(const uint16_t* p) {
+    return load_bytes<VecI>(p);
+}
+FASTSERVE_INLINE Vec load_n(const float* p, int n) {
+    float lanes[16] = {};
+    for (int i = 0; i < n; ++i) lanes[i] = p[i];
+    return load(lanes);
+}
+FASTSERVE_INLINE void store(float* p, Vec a) {
+    __builtin_memcpy(p, &a, sizeof a);
+}
+FASTSERVE_INLINE void store(int32_t* p, VecI a) {
+    __builtin_memcpy(p, &a, sizeof a);
+}
+FASTSERVE_INLINE void store(uint8_t* p, VecI a) {
+    __builtin_memcpy(p, &a, sizeof a);
+}
+FASTSERVE_INLINE void store_n(float* p, Vec a, int n) {
+    float lanes[16];
+    store(lanes, a);
+    for (int i = 0; i < n; ++i) p[i] = lanes[i];
+}
+// The low byte / the low 16 bits of each lane.
+FASTSERVE_INLINE void store_low8(int8_t* p, VecI a) {
+    for (int i = 0; i < 16; ++i) p[i] = static_cast<int8_t>(a.q[i / 4][i % 4]);
+}
+FASTSERVE_INLINE void store_low16(uint16_t* p, VecI a) {
+    for (int i = 0; i < 16; ++i) p[i] = static_cast<uint16_t>(a.q[i / 4][i % 4]);
+}
+
+FASTSERVE_INLINE Vec add(Vec a, Vec b) {
+    FASTSERVE_EACH(Vec, a.q[i] + b.q[i]);
+}
+FASTSERVE_INLINE Vec sub(Vec a, Vec b) {
+    FASTSERVE_EACH(Vec, a.q[i] - b.q[i]);
+}
+FASTSERVE_INLINE Vec mul(Vec a, Vec b) {
+    FASTSERVE_EACH(Vec, a.q[i] * b.q[i]);
+}
+FASTSERVE_INLINE Vec div(Vec a, Vec b) {
+    FASTSERVE_EACH(Vec, a.q[i] / b.q[i]);
+}
+FASTSERVE_INLINE Vec sqrt(Vec a) {
+    FASTSERVE_EACH(Vec, (Float4{__builtin_sqrtf(a.q[i][0]), __builtin_sqrtf(a.q[i][1]),
+                                __builtin_sqrtf(a.q[i][2]), __builtin_sqrtf(a.q[i][3])}));
+}
+FASTSERVE_INLINE Float4 fma4(Float4 a, Float4 b, Float4 c) {
+#if defined(__aarch64__)
+    return vfmaq_f32(c, a, b);
+#else
+    return Float4{__builtin_fmaf(a[0], b[0], c[0]), __builtin_fmaf(a[1], b[1], c[1]),
+                  __builtin_fmaf(a[2], b[2], c[2]), __builtin_fmaf(a[3], b[3], c[3])};
+#endif
+}
+FASTSERVE_INLINE Vec fma(Vec a, Vec b, Vec c) {
+    FASTSERVE_EACH(Vec, fma4(a.q[i], b.q[i], c.q[i]));
+}
+// a > b ? a : b and a < b ? a : b, so b where one is NaN.
+FASTSERVE_INLINE Vec max(Vec a, Vec b) {
+    FASTSERVE_EACH(Vec, a.q[i] > b.q[i] ? a.q[i] : b.q[i]);
+}
+FASTSERVE_INLINE Vec min(Vec a, Vec b) {
+    FASTSERVE_EACH(Vec, a.q[i] < b.q[i] ? a.q[i] : b.q[i]);
+}
+
+FASTSERVE_INLINE VecI as_int(Vec a) {
+    FASTSERVE_EACH(VecI, (Int4)(a.q[i]));
+}
+FASTSERVE_INLINE Vec as_float(VecI a) {
+    FASTSERVE_EACH(Vec, (Float4)(a.q[i]));
+}
+FASTSERVE_INLINE Vec to_float(VecI a) {
+    FASTSERVE_EACH(Vec, __builtin_convertvector(a.q[i], Float4));
+}
+// Nearest even, for |a| < 2^31.
+FASTSERVE_INLINE VecI to_int(Vec a) {
+    FASTSERVE_EACH(VecI, (Int4{(int32_t)__builtin_lrintf(a.q[i][0]), (int32_t)__builtin_lrintf(a.q[i][1]),
+                               (int32_t)__builtin_lrintf(a.q[i][2]), (int32_t)__builtin_lrintf(a.q[i][3])}));
+}
+
+FASTSERVE_INLINE VecI add(VecI a, VecI b) {
+    FASTSERVE_EACH(VecI, (Int4)((Uint4)a.q[i] + (Uint4)b.q[i]));
+}
+FASTSERVE_INLINE VecI sub(VecI a, VecI b) {
+    FASTSERVE_EACH(VecI, (Int4)((Uint4)a.q[i] - (Uint4)b.q[i]));
+}
+FASTSERVE_INLINE VecI mul(VecI a, VecI b) {
+    FASTSERVE_EACH(VecI, (Int4)((Uint4)a.q[i] * (Uint4)b.q[i]));
+}
+FASTSERVE_INLINE VecI bit_and(VecI a, VecI b) {
+    FASTSERVE_EACH(VecI, a.q[i] & b.q[i]);
+}
+FASTSERVE_INLINE VecI bit_or(VecI a, VecI b) {
+    FASTSERVE_EACH(VecI, a.q[i] | b.q[i]);
+}
+FASTSERVE_INLINE VecI bit_xor(VecI a, VecI b) {
+    FASTSERVE_EACH(VecI, a.q[i] ^ b.q[i]);
+}
+template <int kBits>
+FASTSERVE_INLINE VecI shift_left(VecI a) {
+    FASTSERVE_EACH(VecI, (Int4)((Uint4)a.q[i] << kBits));
+}
+template <int kBits>
+FASTSERVE_INLINE VecI shift_right(VecI a) {
+    FASTSERVE_EACH(VecI, (Int4)((Uint4)a.q[i] >> kBits));
+}
+template <int kBits>
+FASTSERVE_INLINE VecI shift_right_signed(VecI a) {
+    FASTSERVE_EACH(VecI, a.q[i] >> kBits);
+}
+FASTSERVE_INLINE Vec abs(Vec a) {
+    return as_float(bit_and(as_int(a), splat(int32_t{0x7fffffff})));
+}
+
+// Lanes below n from a, the others from b.
+FASTSERVE_INLINE Vec select_below(int n, Vec a, Vec b) {
+    const Int4 lane = {0, 1, 2, 3};
+    FASTSERVE_EACH(Vec, lane + 4 * i < n ? a.q[i] : b.q[i]);
+}
+// Bit i: a[i] > b[i].
+FASTSERVE_INLINE uint32_t greater_bits(Vec a, Vec b) {
+    uint32_t bits = 0;
+    for (int i = 0; i < 16; ++i) bits |= static_cast<uint32_t>(a.q[i / 4][i % 4] > b.q[i / 4][i % 4]) << i;
+    return bits;
+}
+FASTSERVE_INLINE VecI select_nan(Vec a, VecI if_nan, VecI otherwise) {
+    FASTSERVE_EACH(VecI, a.q[i] != a.q[i] ? if_nan.q[i] : otherwise.q[i]);
+}
+
+// Lane i with lane i + 8, then i + 4, i + 2, i + 1.
+FASTSERVE_INLINE float reduce_add(Vec a) {
+    const Float4 x = (a.q[0] + a.q[2]) + (a.q[1] + a.q[3]);
+    return (x[0] + x[2]) + (x[1] + x[3]);
+}
+FASTSERVE_INLINE float reduce_max(Vec a) {
+    const Float4 x = a.q[0] > a.q[2] ? a.q[0] : a.q[2];
+    const Float4 y = a.q[1] > a.q[3] ? a.q[1] : a.q[3];
+    const Float4 z = x > y ? x : y;
+    const float even = z[0] > z[2] ? z[0] : z[2];
+    const float odd = z[1] > z[3] ? z[1] : z[3];
+    return even > odd ? even : odd;
+}
+
+// 16 u16 at p, widened.
+FASTSERVE_INLINE VecI load_u16(const uint16_t* p) {
+    FASTSERVE_EACH(VecI, (Int4{p[4 * i], p[4 * i + 1], p[4 * i + 2], p[4 * i + 3]}));
+}
+FASTSERVE_INLINE Vec load_bf16(const uint16_t* p) {
+    return as_float(shift_left<16>(load_u16(p)));
+}
+// The exponent is rebased by a product with 2^112, which is exact for denormal halves too.
+FASTSERVE_INLINE Vec half_to_float(VecI bits) {
+    const VecI sign = shift_left<16>(bit_and(bits, splat(int32_t{0x8000})));
+    const VecI rest = shift_left<13>(bit_and(bits, splat(int32_t{0x7fff})));
+    const VecI value = as_int(mul(as_float(rest), splat(0x1p112f)));
+    const VecI special = bit_or(rest, splat(int32_t{0x7f800000}));
+    VecI result;
+    for (int i = 0; i < 4; ++i)
+        result.q[i] = (rest.q[i] >= 0x0f800000 ? special.q[i] : value.q[i]) | sign.q[i];
+    return as_float(result);
+}
+FASTSERVE_INLINE Vec load_half(const uint16_t* p) {
+    return half_to_float(load_u16(p));
+}
+FASTSERVE_INLINE float from_half(uint16_t x) {
+    return half_to_float(splat(int32_t{x})).q[0][0];
+}
+
+// acc[i] + sum over j < 4 of u[4 i + j] * s[4 i + j], exactly.
+FASTSERVE_INLINE VecI dot_u8s8(VecI acc, VecI u, VecI s) {
+    for (int i = 0; i < 4; ++i) {
+        const Int4 a = u.q[i], b = s.q[i];
+        acc.q[i] += (a & 0xff) * (b << 24 >> 24) + (a >> 8 & 0xff) * (b << 16 >> 24) +
+                    (a >> 16 & 0xff) * (b << 8 >> 24) + (a >> 24 & 0xff) * (b >> 24);
+    }
+    return acc;
+}
+// The same, for u < 128: cheaper on AVX2.
+FASTSERVE_INLINE VecI dot_u7s8(VecI acc, VecI u, VecI s) {
+    return dot_u8s8(acc, u, s);
+}
+// acc[i] + a[2 i + 1] b[2 i + 1] + a[2 i] b[2 i], added in this order, for bfloat16 a and b.
+FASTSERVE_INLINE Vec dot_bf16(Vec acc, VecI a, VecI b) {
+    const VecI odd = splat(static_cast<int32_t>(0xffff0000));
+    acc = fma(as_float(bit_and(a, odd)), as_float(bit_and(b, odd)), acc);
+    return fma(as_float(shift_left<16>(a)), as_float(shift_left<16>(b)), acc);
+}
+
+#undef FASTSERVE_EACH
+
+}  // namespace fastserve::FASTSERVE_ISA_NAMESPACE
