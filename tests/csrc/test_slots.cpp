@@ -1,0 +1,124 @@
+// The slot table applies changes, lays out rows, counts tokens, and refuses every message that breaks a rule.
+#include <cstring>
+#include <random>
+#include <stdexcept>
+#include <vector>
+
+#include "check.h"
+#include "program/slots.h"
+
+using namespace fastserve;
+using Words = std::vector<int32_t>;
+
+namespace {
+
+SlotLimits limits() {
+    return {.max_tokens = 32,
+            .max_samples = 4,
+            .num_slots = 3,
+            .max_blocks = 2,
+            .vocab_size = 100,
+            .num_blocks = {8}};
+}
+
+int32_t bits(float value) {
+    int32_t word;
+    std::memcpy(&word, &value, 4);
+    return word;
+}
+
+Words opening(int32_t slot, int32_t num_prompt, float presence) {
+    return {slot,    num_prompt, bits(0), 0, bits(1), bits(0), bits(1), bits(presence),
+            bits(0), 7,          0,       0, -1,      0,       0};
+}
+
+Words join(std::initializer_list<Words> parts) {
+    Words all;
+    for (const Words& part : parts) all.insert(all.end(), part.begin(), part.end());
+    return all;
+}
+
+void feed(SlotTable& table, const Words& words) {
+    table.apply(words.data(), words.size());
+}
+
+const Words kFirstStep = join({{1, 0, 1, 1, 1, 0}, opening(2, 3, 0.5f), {2, 0, 5}, {2, 3, 1, 0, 10, 11, 10}});
+
+void rows_follow_chunks_and_decodes() {
+    SlotTable table(limits());
+    feed(table, kFirstStep);
+    CHECK(table.num_tokens() == 3 && table.num_samples() == 1);
+    CHECK(table.sample_rows()[0] == 2 && table.samples()[0].output_idx == 0);
+    const KvIndex index = table.kv_index(0);
+    CHECK(index.tables[2 * index.max_blocks] == 5 && index.positions[2] == 2 && index.row_slot[0] == 2);
+    CHECK(table.samples()[0].state->num_counted == 2);  // distinct tokens; none of the output yet
+    CHECK(table.samples()[0].state->counted_output[0] == 0);
+    table.sampled()[0] = {.token = 42};
+    table.commit();
+    feed(table, {2, 0, 0, 0, 0, 1, 2});
+    CHECK(table.num_tokens() == 1 && table.token_ids()[0] == 42 && table.samples()[0].output_idx == 1);
+    CHECK(table.samples()[0].state->num_counted == 3 && table.samples()[0].state->counted_output[2] == 1);
+    table.sampled()[0] = {.token = 43};
+    table.commit();
+    feed(table, {3, 0, 0, 0, 0, -1});  // the same slots again
+    CHECK(table.token_ids()[0] == 43 && table.kv_index(0).positions[0] == 4);
+}
+
+void a_recomputed_slot_stands_where_it_stood() {
+    SlotTable table(limits());
+    const Words step =
+        join({{1, 0, 1, 1, 1, 0}, opening(0, 2, 0.5f), {0, 0, 1}, {0, 4, 1, 0, 10, 11, 42, 43}});
+    feed(table, step);
+    CHECK(table.samples()[0].output_idx == 2);
+    CHECK(table.samples()[0].state->num_counted == 4 && table.samples()[0].state->counted_output[3] == 1);
+}
+
+void broken_messages_are_refused() {
+    const auto refused = [](const Words& words) {
+        SlotTable table(limits());
+        CHECK_THROWS(feed(table, words), std::invalid_argument);
+    };
+    refused({});
+    refused({1, 0, 0, 0, 0});
+    refused({1, 0, 0, 0, 0, 1, 0});                                    // not open
+    refused({1, 0, 0, 0, 0, 0, 9});                                    // words left over
+    refused(join({{1, 0, 1, 0, 0, 0}, opening(3, 1, 0)}));             // no such slot
+    refused(join({{1, 0, 1, 1, 0, 0}, opening(0, 1, 0), {0, 0, 8}}));  // no such block
+    refused(
+        join({{1, 0, 1, 3, 0, 0}, opening(0, 1, 0), {0, 0, 1, 0, 0, 2, 0, 0, 3}}));  // more than max_blocks
+    refused(join({{1, 0, 1, 0, 1, 0}, opening(0, 1, 0), {0, 1, 1, 0, 10}}));         // no block granted
+    refused(join({{1, 0, 1, 1, 1, 0}, opening(0, 1, 0), {0, 0, 1}, {0, 1, 1, 0, 100}}));  // no such token
+    refused(join({{1, 0, 1, 1, 0, 1}, opening(0, 1, 0), {0, 0, 1}, {0}}));  // decodes before a draw
+    refused({1, INT32_MAX, 0, 0, 0, 0});
+    refused({1, 0, 0, INT32_MAX, 0, 0});
+}
+
+// Whatever the words are, the table answers with rows inside its limits or with a refusal.
+void mutated_messages_never_leave_the_limits() {
+    std::mt19937 random(5);
+    int accepted = 0;
+    for (int i = 0; i < 100000; ++i) {
+        Words words = kFirstStep;
+        for (int flips = 1 + static_cast<int>(random() % 3); flips > 0; --flips)
+            words[random() % words.size()] =
+                random() % 2 ? static_cast<int32_t>(random() % 12) : static_cast<int32_t>(random());
+        SlotTable table(limits());
+        try {
+            feed(table, words);
+            ++accepted;
+            CHECK(table.num_tokens() <= 32 && table.num_samples() <= 4);
+        } catch (const std::invalid_argument&) {
+        }
+    }
+    CHECK(accepted > 0 && accepted < 100000);
+}
+
+}  // namespace
+
+int main() {
+    rows_follow_chunks_and_decodes();
+    a_recomputed_slot_stands_where_it_stood();
+    broken_messages_are_refused();
+    mutated_messages_never_leave_the_limits();
+    return failures() != 0;
+}
