@@ -73,7 +73,13 @@ def build_rank_program(
     )
     recorder = Recorder(program, max_tokens=settings.max_tokens, max_samples=settings.max_samples)
     inputs = LlamaInputs(
-        token_ids=None, positions=None, caches=caches, index=None, sample_rows=None, group=None
+        token_ids=None,
+        positions=None,
+        caches=caches,
+        index=None,
+        kv_of_head=shard.kv_of_head,
+        sample_rows=None,
+        group=None,
     )
     logits = forward(recorder, config, shard, weights, inputs)
     scratch = _C.sample_scratch_bytes(num_threads, config.vocab_size)

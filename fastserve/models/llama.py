@@ -60,6 +60,7 @@ class LlamaInputs:
     positions: Any  # [T]
     caches: tuple[Any, ...]  # per layer
     index: Any  # which blocks a row reads
+    kv_of_head: Any  # [H of the shard]
     sample_rows: Any  # [S] rows whose logits are wanted
     group: Any
 
@@ -78,7 +79,7 @@ def forward(
         q, k, v = ops.split(ops.matmul(hidden, layer.qkv), (q_size, kv_size, kv_size))
         ops.rotary(q, k, inputs.positions, weights.inv_freq, head_dim=head_dim)
         ops.store_kv(k, v, cache, inputs.index)
-        attention = ops.paged_attention(q, cache, inputs.index, shard.kv_of_head, scale=head_dim**-0.5)
+        attention = ops.paged_attention(q, cache, inputs.index, inputs.kv_of_head, scale=head_dim**-0.5)
         attended = ops.matmul_all_reduce(attention, layer.attention_out, inputs.group)
         hidden = ops.add_rms_norm(attended, residual, layer.mlp_norm, eps)
         activated = ops.silu_mul(ops.matmul(hidden, layer.gate_up))

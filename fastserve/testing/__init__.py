@@ -1,0 +1,1 @@
+"""What tests and users who check the engine need: a slow model that is obviously right, small models, comparisons."""
