@@ -104,14 +104,15 @@ def _new_choices(
         past = sent[index]
         if not past.opened:
             past.opened = True
-            opening = call.renderer.opening(index, request)
+            opening = call.renderer.opening(index, request, past)
             if opening is not None:
                 found.append(opening)
-        has_logprobs = output.logprobs is not None and len(output.logprobs) > past.num_tokens
+        has_logprobs = len(output.logprobs or ()) > past.num_tokens
         ends = output.finish_reason is not None and not past.finished
         if len(output.text) > past.num_chars or has_logprobs or ends:
             found.append(call.renderer.delta(index, request, output, past))
-            past.num_chars, past.num_tokens, past.finished = len(output.text), len(output.token_ids), ends
+            past.num_chars, past.finished = len(output.text), ends
+            past.num_tokens = len(output.logprobs or ())
     return found
 
 

@@ -50,8 +50,8 @@ class Lifecycle:
         await self._idle.wait()
 
     async def while_wanted(self, work: Coroutine[Any, Any, T], receive: Receive) -> T:
-        """The work's result. If its client leaves first, the work is cancelled and ClientGoneError raised; if the
-        server ends first, a 503. The request's body must have been read."""
+        """The work's result. It is cancelled if its client leaves first (ClientGoneError is raised) or if the
+        server ends first (a 503). The request's body must have been read."""
         task = asyncio.ensure_future(work)
         gone = asyncio.ensure_future(_disconnected(receive))
         ended = asyncio.ensure_future(self._ended.wait())

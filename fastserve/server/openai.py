@@ -6,6 +6,7 @@ supported are refused by name.
 
 from __future__ import annotations
 
+import re
 from typing import Any, TypeVar
 
 import msgspec
@@ -142,12 +143,10 @@ def parse(body: bytes, schema: type[R]) -> R:
 
 def _invalid_field(message: str) -> ApiError:
     """msgspec says "Expected `int`, got `str` - at `$.n`" or "Object missing required field `prompt`"."""
-    rule, _, path = message.partition(" - at `$.")
-    if path:
-        path = path.rstrip("`")
-        return bad_request(f"{path}: {rule}", param=path.partition(".")[0].partition("[")[0])
-    _, _, missing = message.partition("missing required field `")
-    return bad_request(message, param=missing.rstrip("`") or None)
+    rule, _, path = message.partition(" - at ")
+    field = re.search(r"\$\.(\w+)|required field `(\w+)`$", path or rule)
+    where = f"{path.replace('`', '').replace('$.', '')}: " if path else ""
+    return bad_request(where + rule, param=(field[1] or field[2]) if field else None)
 
 
 def _refuse_unsupported(request: SamplingRequest) -> None:

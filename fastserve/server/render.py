@@ -9,7 +9,7 @@ from msgspec import UNSET
 
 from fastserve.request import CompletionOutput, RequestOutput
 from fastserve.server.logprobs import chat_logprobs, completion_logprobs
-from fastserve.server.openai import ChatChoice, ChatMessage, CompletionChoice
+from fastserve.server.openai import ChatChoice, ChatMessage, CompletionChoice, CompletionLogprobs
 from fastserve.server.service import Tokenizer
 
 
@@ -18,7 +18,8 @@ class Sent:
     """What of a choice has been sent: from nothing to all."""
 
     num_chars: int = 0
-    num_tokens: int = 0
+    num_tokens: int = 0  # whose logprobs have been sent
+    text_offset: int = 0  # of the next token with logprobs; an echoed prompt counts
     opened: bool = False
     finished: bool = False
 
@@ -31,7 +32,7 @@ class Renderer(Protocol):
         self, index: int, request: RequestOutput, output: CompletionOutput
     ) -> CompletionChoice | ChatChoice: ...
 
-    def opening(self, index: int, request: RequestOutput) -> CompletionChoice | ChatChoice | None:
+    def opening(self, index: int, request: RequestOutput, sent: Sent) -> CompletionChoice | ChatChoice | None:
         """What a stream says of a choice before its first token."""
 
     def delta(
@@ -51,25 +52,26 @@ class CompletionRenderer:
         self._num_logprobs = num_logprobs
 
     def whole(self, index: int, request: RequestOutput, output: CompletionOutput) -> CompletionChoice:
-        choice = self.delta(index, request, output, Sent())
-        opening = self.opening(index, request)
+        sent = Sent()
+        opening = self.opening(index, request, sent)
+        choice = self.delta(index, request, output, sent)
         if opening is None:
             return choice
         choice.text = opening.text + choice.text
         if opening.logprobs and choice.logprobs:
-            offset = len(opening.text)
-            choice.logprobs.tokens[:0] = opening.logprobs.tokens
-            choice.logprobs.token_logprobs[:0] = opening.logprobs.token_logprobs
-            choice.logprobs.top_logprobs[:0] = opening.logprobs.top_logprobs
-            choice.logprobs.text_offset = opening.logprobs.text_offset + [
-                offset + start for start in choice.logprobs.text_offset
-            ]
+            choice.logprobs = CompletionLogprobs(
+                opening.logprobs.text_offset + choice.logprobs.text_offset,
+                opening.logprobs.token_logprobs + choice.logprobs.token_logprobs,
+                opening.logprobs.tokens + choice.logprobs.tokens,
+                opening.logprobs.top_logprobs + choice.logprobs.top_logprobs,
+            )
         return choice
 
-    def opening(self, index: int, request: RequestOutput) -> CompletionChoice | None:
+    def opening(self, index: int, request: RequestOutput, sent: Sent) -> CompletionChoice | None:
         if not self._echo:
             return None
         choice = CompletionChoice(index=index, text=self._prompt_text(request))
+        sent.text_offset = len(choice.text)
         if self._num_logprobs is not None and request.prompt_logprobs is not None:
             first = self._tokenizer.decode(request.prompt_token_ids[:1])
             choice.logprobs = completion_logprobs(
@@ -85,8 +87,9 @@ class CompletionRenderer:
         if self._num_logprobs is not None and output.logprobs is not None:
             new = [] if self._only_echo else output.logprobs[sent.num_tokens :]
             choice.logprobs = completion_logprobs(
-                new, "", num_top=self._num_logprobs, text_offset=sent.num_chars
+                new, "", num_top=self._num_logprobs, text_offset=sent.text_offset
             )
+            sent.text_offset += sum(map(len, choice.logprobs.tokens))
         return choice
 
     def _prompt_text(self, request: RequestOutput) -> str:
@@ -107,7 +110,7 @@ class ChatRenderer:
         choice.message, choice.delta = ChatMessage("assistant", output.text), UNSET
         return choice
 
-    def opening(self, index: int, request: RequestOutput) -> ChatChoice:
+    def opening(self, index: int, request: RequestOutput, sent: Sent) -> ChatChoice:
         return ChatChoice(index=index, delta=ChatMessage("assistant", ""))
 
     def delta(self, index: int, request: RequestOutput, output: CompletionOutput, sent: Sent) -> ChatChoice:
