@@ -43,6 +43,7 @@
 #include <memory>
 
 #include "ops.h"
+#include "ring/choose_all_reduce.h"
 
 namespace fastserve {
 
@@ -54,8 +55,6 @@ struct Collective {
     size_t half_offset;  // of this collective's half in a rank's symmetric buffer
     bool crowded;        // more threads than cores: waits yield at once
 };
-
-enum class AllReduceAlgorithm : int32_t { one_shot, ring };
 
 class Exchange {
   public:
@@ -96,6 +95,9 @@ class Exchange {
     void publish(const Collective& collective, int32_t segment);
     bool ready(const Collective& collective, int rank, int32_t segment) const;
     void wait(const Collective& collective, int rank, int32_t segment);
+
+    // Instead of a collective whose one row does not fit the buffers: gives up, and ends the group.
+    void refuse_too_large();
 
     AllReduceAlgorithm algorithm(int32_t rows, int32_t d) const;
     // Tests and benchmarks: -1 lets choose_all_reduce decide; else an AllReduceAlgorithm, the same on all

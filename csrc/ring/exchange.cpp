@@ -1,0 +1,116 @@
+#include "ring/exchange.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstring>
+#include <stdexcept>
+#include <string>
+
+#include "ring/segments.h"
+#include "ring/shared_region.h"
+#include "ring/wait.h"
+
+namespace fastserve {
+
+Exchange::Exchange(std::shared_ptr<SharedRegion> region, int rank)
+    : region_(std::move(region)),
+      rank_(rank),
+      size_(region_->num_ranks()),
+      half_bytes_(region_->half_bytes()),
+      num_cores_(static_cast<int>(sysconf(_SC_NPROCESSORS_ONLN))) {
+    if (rank < 0 || rank >= size_)
+        throw std::invalid_argument("rank must be in [0, " + std::to_string(size_) + "), got " + std::to_string(rank));
+    RankSlot& slot = region_->slot(rank);
+    int32_t expected = static_cast<int32_t>(RankState::absent);
+    // Flags count from the region's start, so a second exchange of the same rank would begin with wrong numbers.
+    if (!slot.state.compare_exchange_strong(expected, static_cast<int32_t>(RankState::present)))
+        throw std::invalid_argument("rank " + std::to_string(rank) + " of this group is already taken");
+    slot.pid.store(getpid(), std::memory_order_release);
+}
+
+Exchange::~Exchange() {
+    region_->slot(rank_).state.store(static_cast<int32_t>(RankState::left), std::memory_order_release);
+}
+
+bool Exchange::failed() const { return region_->failed(); }
+
+void Exchange::raise_epoch() { region_->raise_epoch(Loss::closed, getpid()); }
+
+int32_t Exchange::rows_per_slice(int32_t d) const {
+    const size_t row_bytes = static_cast<size_t>(Segments(d, size_).num_panels()) * kPanel * sizeof(float);
+    return static_cast<int32_t>(std::min<size_t>(half_bytes_ / row_bytes, INT32_MAX));
+}
+
+AllReduceAlgorithm Exchange::algorithm(int32_t rows, int32_t d) const {
+    // With an empty chunk the ring would not wait for its owner, which the proof in exchange.h needs.
+    if (Segments(d, size_).num_panels() < size_) return AllReduceAlgorithm::one_shot;
+    if (forced_algorithm_ >= 0) return static_cast<AllReduceAlgorithm>(forced_algorithm_);
+    return choose_all_reduce(static_cast<size_t>(rows) * static_cast<size_t>(d) * sizeof(float), size_);
+}
+
+Collective Exchange::begin(const Worker& worker) const {
+    const uint64_t number = number_.load(std::memory_order_relaxed) + 1;
+    return {.number = number,
+            .half_offset = number % 2 * half_bytes_,
+            .crowded = worker.num_threads * size_ > num_cores_};
+}
+
+void Exchange::end(const Worker& worker) {
+    if (num_ended_.fetch_add(1, std::memory_order_acq_rel) + 1 < worker.num_threads) return;
+    num_ended_.store(0, std::memory_order_relaxed);
+    tiles_computed_.store(0, std::memory_order_relaxed);
+    number_.store(number_.load(std::memory_order_relaxed) + 1, std::memory_order_relaxed);
+}
+
+float* Exchange::partials(const Collective& collective, int rank) const {
+    return reinterpret_cast<float*>(region_->buffer(rank) + collective.half_offset);
+}
+
+void Exchange::publish(const Collective& collective, int32_t segment) {
+    publish_flag(*region_, rank_, segment, collective.number);
+}
+
+bool Exchange::ready(const Collective& collective, int rank, int32_t segment) const {
+    return region_->flag(rank, segment).value.load(std::memory_order_acquire) >= collective.number;
+}
+
+void Exchange::wait(const Collective& collective, int rank, int32_t segment) {
+    const Waiting waiting{*region_, collective.crowded, interrupted_};
+    if (!wait_for_flag(waiting, rank, segment, collective.number)) gave_up_.store(true, std::memory_order_release);
+}
+
+void Exchange::count_sent(int32_t num_tiles) {
+    if (tiles_computed_.load(std::memory_order_relaxed) < num_tiles)
+        tiles_sent_early_.fetch_add(1, std::memory_order_relaxed);
+}
+
+void Exchange::refuse_too_large() {
+    gave_up_.store(true, std::memory_order_release);
+    region_->raise_epoch(Loss::too_large, getpid());
+}
+
+const uint8_t* Exchange::all_gather(const void* mine, size_t bytes, size_t* stride, const Worker& worker) {
+    team_barrier(worker);
+    const Collective collective = begin(worker);
+    if (worker.thread_idx == 0) {
+        if (bytes > half_bytes_) refuse_too_large();
+        std::memcpy(partials(collective, rank_), mine, std::min(bytes, half_bytes_));
+        publish(collective, kGatherFlag);
+    }
+    for (int i = 0; i < size_; ++i) wait(collective, (rank_ + i) % size_, kGatherFlag);
+    end(worker);
+    *stride = 2 * half_bytes_;
+    return reinterpret_cast<const uint8_t*>(partials(collective, 0));
+}
+
+void Exchange::barrier(const Worker& worker) {
+    size_t stride = 0;
+    all_gather(&stride, 0, &stride, worker);
+}
+
+std::unique_ptr<Exchange> make_exchange(std::shared_ptr<SharedRegion> region, int rank) {
+    return std::make_unique<Exchange>(std::move(region), rank);
+}
+
+}  // namespace fastserve
