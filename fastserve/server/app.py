@@ -134,10 +134,14 @@ async def _completion_call(body: bytes, door: Door) -> tuple[Call, bool]:
     door.check_model(request.model)
     params = sampling.completion_params(request)
     only_echo = sampling.only_echoes(request)
-    ids = await prompts.completion_prompts(request, door.service, door.limits)
+    given = prompts.separate_prompts(request.prompt)
+    ids = await prompts.prompt_ids(given, door.service, door.limits)
     prompts.check_fits(ids, params, door.service, door.limits)
     renderer = CompletionRenderer(
-        door.service.tokenizer, echo=bool(request.echo), only_echo=only_echo, num_logprobs=params.logprobs
+        door.service.tokenizer,
+        echo=given if request.echo else None,
+        only_echo=only_echo,
+        num_logprobs=params.logprobs,
     )
     call = Call(
         id=f"cmpl-{uuid.uuid4().hex}",
@@ -164,7 +168,7 @@ async def _chat_call(body: bytes, door: Door) -> tuple[Call, bool]:
         model=door.model_name,
         prompts=ids,
         params=params,
-        renderer=ChatRenderer(num_logprobs=params.logprobs),
+        renderer=ChatRenderer(door.service.tokenizer, num_logprobs=params.logprobs),
         include_usage=request.stream_options is not None and request.stream_options.include_usage,
     )
     return call, bool(request.stream)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from fastserve.request import Logprob, TokenLogprobs
 from fastserve.server.openai import ChatLogprob, ChatLogprobs, CompletionLogprobs, TopLogprob
+from fastserve.server.service import Tokenizer
 
 
 def completion_logprobs(
@@ -31,14 +32,15 @@ def _by_text(token: TokenLogprobs, num_top: int) -> dict[str, float]:
     return found
 
 
-def chat_logprobs(tokens: Sequence[TokenLogprobs], *, num_top: int) -> ChatLogprobs:
-    return ChatLogprobs([_chat_logprob(token, num_top) for token in tokens])
+def chat_logprobs(tokens: Sequence[TokenLogprobs], tokenizer: Tokenizer, *, num_top: int) -> ChatLogprobs:
+    return ChatLogprobs([_chat_logprob(token, tokenizer, num_top) for token in tokens])
 
 
-def _chat_logprob(token: TokenLogprobs, num_top: int) -> ChatLogprob:
-    top = [TopLogprob(*_shown(candidate)) for candidate in token.top[:num_top]]
-    return ChatLogprob(*_shown(token.sampled), top)
+def _chat_logprob(token: TokenLogprobs, tokenizer: Tokenizer, num_top: int) -> ChatLogprob:
+    top = [TopLogprob(*_shown(candidate, tokenizer)) for candidate in token.top[:num_top]]
+    return ChatLogprob(*_shown(token.sampled, tokenizer), top)
 
 
-def _shown(candidate: Logprob) -> tuple[str, float, list[int]]:
-    return candidate.text, candidate.logprob, list(candidate.text.encode("utf-8", "replace"))
+def _shown(candidate: Logprob, tokenizer: Tokenizer) -> tuple[str, float, list[int]]:
+    """The bytes are the token's own, also where they are part of a character that text cannot show."""
+    return candidate.text, candidate.logprob, list(tokenizer.token_bytes(candidate.token_id))

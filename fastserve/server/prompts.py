@@ -9,7 +9,7 @@ from typing import TypeVar
 from fastserve.request import SamplingParams
 from fastserve.server.errors import bad_request
 from fastserve.server.limits import Limits
-from fastserve.server.openai import ChatRequest, CompletionRequest, Message
+from fastserve.server.openai import ChatRequest, Message
 from fastserve.server.service import Service
 
 T = TypeVar("T")
@@ -19,22 +19,8 @@ THREAD_CHARS = 16 * 1024  # about 1 ms of tokenizing; above, the event loop shou
 ROLES = ("system", "developer", "user", "assistant")
 
 
-async def completion_prompts(request: CompletionRequest, service: Service, limits: Limits) -> list[list[int]]:
-    given = _separate(request.prompt)
-    if not 1 <= len(given) <= limits.max_prompts:
-        raise bad_request(
-            f"prompt must hold 1 to {limits.max_prompts} prompts, got {len(given)}", param="prompt"
-        )
-    prompts: list[list[int]] = []
-    for prompt in given:
-        if isinstance(prompt, str):
-            prompts.append(await _off_loop(len(prompt), lambda text=prompt: _encode(text, service)))  # type: ignore[misc]
-        else:
-            prompts.append(_checked_ids(prompt, service))
-    return prompts
-
-
-def _separate(prompt: str | list[str | int | list[int]]) -> Sequence[str | list[int]]:
+def separate_prompts(prompt: str | list[str | int | list[int]]) -> Sequence[str | list[int]]:
+    """One entry a prompt, in any of the four forms that a completion takes."""
     if isinstance(prompt, str):
         return [prompt]
     ids = [item for item in prompt if isinstance(item, int)]
@@ -50,9 +36,23 @@ def _separate(prompt: str | list[str | int | list[int]]) -> Sequence[str | list[
     )
 
 
+async def prompt_ids(given: Sequence[str | list[int]], service: Service, limits: Limits) -> list[list[int]]:
+    if not 1 <= len(given) <= limits.max_prompts:
+        raise bad_request(
+            f"prompt must hold 1 to {limits.max_prompts} prompts, got {len(given)}", param="prompt"
+        )
+    prompts: list[list[int]] = []
+    for prompt in given:
+        if isinstance(prompt, str):
+            prompts.append(await _off_loop(len(prompt), lambda text=prompt: _encode(text, service)))  # type: ignore[misc]
+        else:
+            prompts.append(_checked_ids(prompt, service))
+    return prompts
+
+
 def _encode(text: str, service: Service) -> list[int]:
     _check_length(text, service)
-    ids = service.tokenizer.encode(text)
+    ids = service.tokenizer.encode(text, add_special=True)
     if not ids:
         raise bad_request("prompt must hold at least one token, got an empty one", param="prompt")
     return ids

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -41,10 +42,17 @@ class Renderer(Protocol):
 
 
 class CompletionRenderer:
+    """`echo` holds the prompts as they were given; None: answers do not repeat them."""
+
     whole_object = chunk_object = "text_completion"
 
     def __init__(
-        self, tokenizer: Tokenizer, *, echo: bool, only_echo: bool, num_logprobs: int | None
+        self,
+        tokenizer: Tokenizer,
+        *,
+        echo: Sequence[str | list[int]] | None,
+        only_echo: bool,
+        num_logprobs: int | None,
     ) -> None:
         self._tokenizer = tokenizer
         self._echo = echo
@@ -68,12 +76,14 @@ class CompletionRenderer:
         return choice
 
     def opening(self, index: int, request: RequestOutput, sent: Sent) -> CompletionChoice | None:
-        if not self._echo:
+        if self._echo is None:
             return None
-        choice = CompletionChoice(index=index, text=self._prompt_text(request))
+        choice = CompletionChoice(
+            index=index, text=self._prompt_text(self._echo[index // len(request.outputs)])
+        )
         sent.text_offset = len(choice.text)
         if self._num_logprobs is not None and request.prompt_logprobs is not None:
-            first = self._tokenizer.decode(request.prompt_token_ids[:1])
+            first = self._tokenizer.token_text(request.prompt_token_ids[0])
             choice.logprobs = completion_logprobs(
                 request.prompt_logprobs, first, num_top=self._num_logprobs, text_offset=0
             )
@@ -92,17 +102,16 @@ class CompletionRenderer:
             sent.text_offset += sum(map(len, choice.logprobs.tokens))
         return choice
 
-    def _prompt_text(self, request: RequestOutput) -> str:
-        return (
-            request.prompt if request.prompt is not None else self._tokenizer.decode(request.prompt_token_ids)
-        )
+    def _prompt_text(self, prompt: str | list[int]) -> str:
+        return prompt if isinstance(prompt, str) else self._tokenizer.decode(prompt, skip_special=False)
 
 
 class ChatRenderer:
     whole_object = "chat.completion"
     chunk_object = "chat.completion.chunk"
 
-    def __init__(self, *, num_logprobs: int | None) -> None:
+    def __init__(self, tokenizer: Tokenizer, *, num_logprobs: int | None) -> None:
+        self._tokenizer = tokenizer
         self._num_logprobs = num_logprobs
 
     def whole(self, index: int, request: RequestOutput, output: CompletionOutput) -> ChatChoice:
@@ -117,5 +126,7 @@ class ChatRenderer:
         choice = ChatChoice(index=index, delta=ChatMessage(content=output.text[sent.num_chars :]))
         choice.finish_reason, choice.stop_reason = output.finish_reason, output.stop_reason
         if self._num_logprobs is not None and output.logprobs is not None:
-            choice.logprobs = chat_logprobs(output.logprobs[sent.num_tokens :], num_top=self._num_logprobs)
+            choice.logprobs = chat_logprobs(
+                output.logprobs[sent.num_tokens :], self._tokenizer, num_top=self._num_logprobs
+            )
         return choice

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterable
 from typing import Any, Protocol
 
 from prometheus_client import CollectorRegistry
@@ -11,12 +11,15 @@ from fastserve.request import RequestOutput, SamplingParams
 
 
 class Tokenizer(Protocol):
-    @property
-    def vocab_size(self) -> int: ...
+    vocab_size: int
 
-    def encode(self, text: str) -> list[int]: ...
+    def encode(self, text: str, *, add_special: bool) -> list[int]: ...
 
-    def decode(self, token_ids: Sequence[int]) -> str: ...
+    def decode(self, ids: Iterable[int], *, skip_special: bool) -> str: ...
+
+    def token_text(self, token_id: int) -> str: ...
+
+    def token_bytes(self, token_id: int) -> bytes: ...
 
 
 class ChatTemplate(Protocol):

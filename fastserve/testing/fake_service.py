@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterable
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter
 
-from fastserve.request import CompletionOutput, Logprob, RequestOutput, SamplingParams, TokenLogprobs
+from fastserve.request import (
+    CompletionOutput,
+    FinishReason,
+    Logprob,
+    RequestOutput,
+    SamplingParams,
+    TokenLogprobs,
+)
 
 WORDS = [f"w{idx} " for idx in range(100)]
 
@@ -16,18 +23,26 @@ WORDS = [f"w{idx} " for idx in range(100)]
 class FakeTokenizer:
     vocab_size = len(WORDS)
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, *, add_special: bool) -> list[int]:
         return [int(word[1:]) if word[1:].isdigit() else len(word) for word in text.split()]
 
-    def decode(self, token_ids: Sequence[int]) -> str:
-        return "".join(WORDS[token_id] for token_id in token_ids)
+    def decode(self, ids: Iterable[int], *, skip_special: bool) -> str:
+        return "".join(map(self.token_text, ids))
+
+    def token_text(self, token_id: int) -> str:
+        return WORDS[token_id]
+
+    def token_bytes(self, token_id: int) -> bytes:
+        return WORDS[token_id].encode()
 
 
 class FakeTemplate:
     def render_ids(self, messages: list[dict[str, str]], tokenizer: Any) -> list[int]:
         if messages[0]["role"] == "assistant":
             raise ValueError("the conversation must not open with the assistant")
-        return [token for message in messages for token in tokenizer.encode(message["content"])]
+        return [
+            token for message in messages for token in tokenizer.encode(message["content"], add_special=False)
+        ]
 
 
 def logprobs_of(token_id: int, num_top: int) -> TokenLogprobs:
@@ -95,6 +110,8 @@ class FakeService:
             logprobs = None
             if params.logprobs is not None:
                 logprobs = [logprobs_of(token, params.logprobs) for token in ids]
-            reason = "length" if finished else None
-            outputs.append(CompletionOutput(index, self.tokenizer.decode(ids), ids, logprobs, reason))
+            reason: FinishReason | None = "length" if finished else None
+            outputs.append(
+                CompletionOutput(index, self.tokenizer.decode(ids, skip_special=True), ids, logprobs, reason)
+            )
         return RequestOutput(request_id, None, prompt, outputs, finished, prompt_logprobs)
