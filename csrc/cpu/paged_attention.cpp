@@ -1,0 +1,360 @@
+// paged_attention: softmax(q . keys * scale) values over keys in KV blocks, with one running pass over the
+// keys.
+//
+// Keys are split into *partitions* of 256 at absolute positions. In a partition a query's scores are computed
+// (lane = key, 16 keys a block), then their maximum, exponentials and sum, and the weighted sum of the
+// values; partitions are merged from left to right into (highest, sum, values). What a query computes depends
+// on its own position and window alone: rows, threads, tiles and the place of blocks change how loads are
+// shared, never an operation or its order.
+//
+// Sharing. A *tile* is up to 8 consecutive rows of one slot. Query heads that read one KV head are worked on
+// together with the tile's rows: up to 32 queries go through a partition while it lies in L2 (256 keys x 64 x
+// 4 bytes = 64 KB of keys), up to 4 of them while a vector lies in a register. Threads divide (tile, query
+// head) by the keys they see, so one decode row is spread over all threads by heads, and prefill by its
+// causal cost.
+//
+// Memory beyond a query's keys may hold anything (stale, or later tokens, or NaN): scores there are computed
+// lane by lane and replaced by -inf before they meet another lane; values there are not multiplied, not even
+// by 0.
+#include "cpu/kernels.h"
+#include "cpu/simd.h"
+
+namespace fastserve::FASTSERVE_ISA_NAMESPACE {
+
+namespace {
+
+constexpr int32_t kMaxHeadDim = 256;
+constexpr int32_t kTileRows = 8;
+constexpr int32_t kMaxQueries = 32;      // of one pass: 32 KB of running values, half of L1 at head dim 256
+constexpr int32_t kRegisterQueries = 4;  // that share a loaded vector
+constexpr int32_t kPartitionBlocks = kPartitionSize / kBlockSize;
+constexpr int64_t kRowCost = 32;  // a row's fixed cost, in keys
+
+// Accumulators beside one query: 16 Vecs in all where a Vec is one register of 32; where it is two of 16, at
+// most 6, so that nothing spills.
+template <class V>
+constexpr int32_t accumulators_per_query(int32_t num_queries) {
+    if constexpr (requires(V a) { a.v; }) return 4;
+    return num_queries == 1 ? 4 : num_queries < 4 ? 2 : 1;
+}
+
+struct Query {
+    int32_t begin, end;  // positions of the keys it sees
+    float* out;
+    float highest, sum;  // of the partitions so far
+};
+
+// Float is the cache's element: float, or uint16_t for bfloat16.
+template <class Float>
+struct Pass {
+    Query queries[kMaxQueries];
+    int32_t num_queries;
+    alignas(64) float values[kMaxQueries][kMaxHeadDim];  // running weighted sums
+    alignas(64) Float q[kMaxQueries][kMaxHeadDim];
+};
+
+// The blocks of one partition for one KV head.
+template <class Float>
+struct Partition {
+    int32_t begin;  // position of its first key
+    const Float* k[kPartitionBlocks];
+    const Float* v[kPartitionBlocks];
+};
+
+void load_query(const float* q, int32_t e, float* out) {
+    __builtin_memcpy(out, q, sizeof(float) * static_cast<size_t>(e));
+}
+void load_query(const float* q, int32_t e, uint16_t* out) {
+    for (int32_t i = 0; i < e; ++i) out[i] = to_bf16(q[i]);
+}
+
+// A step of the dot products of 16 keys: one dimension of f32, two of bf16.
+constexpr int32_t step_dims(const float*) {
+    return 1;
+}
+constexpr int32_t step_dims(const uint16_t*) {
+    return 2;
+}
+FASTSERVE_INLINE Vec dot_step(Vec sum, const float* q, const float* k) {
+    return fma(splat(*q), load(k), sum);
+}
+FASTSERVE_INLINE Vec dot_step(Vec sum, const uint16_t* q, const uint16_t* k) {
+    return dot_bf16(sum, broadcast4(q), load(k));
+}
+FASTSERVE_INLINE Vec load_values(const float* v) {
+    return load(v);
+}
+FASTSERVE_INLINE Vec load_values(const uint16_t* v) {
+    return load_bf16(v);
+}
+FASTSERVE_INLINE Vec load_values_n(const float* v, int32_t n) {
+    return load_n(v, n);
+}
+FASTSERVE_INLINE Vec load_values_n(const uint16_t* v, int32_t n) {
+    uint16_t lanes[kLanes] = {};
+    for (int32_t i = 0; i < n; ++i) lanes[i] = v[i];
+    return load_bf16(lanes);
+}
+
+// scores[j][16 b ..] of `kBlocks` blocks from b on: each lane sums its dimensions in ascending order.
+template <int kQueries, int kBlocks, class Float>
+void score_blocks(const Float* const* q, const Float* const* k, int32_t e, float scale,
+                  float (*scores)[kPartitionSize], int32_t b) {
+    constexpr int32_t kDims = step_dims(static_cast<const Float*>(nullptr));
+    Vec sums[kQueries][kBlocks];
+#pragma GCC unroll 4
+    for (int j = 0; j < kQueries; ++j)
+#pragma GCC unroll 4
+        for (int n = 0; n < kBlocks; ++n) sums[j][n] = zero();
+    for (int32_t i = 0; i < e; i += kDims)
+#pragma GCC unroll 4
+        for (int j = 0; j < kQueries; ++j)
+#pragma GCC unroll 4
+            for (int n = 0; n < kBlocks; ++n)
+                sums[j][n] = dot_step(sums[j][n], q[j] + i, k[b + n] + i * kBlockSize);
+#pragma GCC unroll 4
+    for (int j = 0; j < kQueries; ++j)
+#pragma GCC unroll 4
+        for (int n = 0; n < kBlocks; ++n)
+            store(scores[j] + (b + n) * kBlockSize, mul(sums[j][n], splat(scale)));
+}
+
+// Scores [begin, end) of a partition become e^(score - highest); lanes outside become 0.
+void exponentials(float* scores, int32_t begin, int32_t end, float* highest, float* sum) {
+    const Vec nothing = splat(-__builtin_inff());
+    const int32_t first = begin / kBlockSize, last = (end - 1) / kBlockSize;
+    Vec top = nothing;
+    for (int32_t b = first; b <= last; ++b) {
+        float* lanes = scores + b * kBlockSize;
+        Vec score = load(lanes);
+        if (b == first) score = select_below(begin - b * kBlockSize, nothing, score);
+        if (b == last) score = select_below(end - b * kBlockSize, score, nothing);
+        store(lanes, score);
+        top = max(score, top);
+    }
+    *highest = reduce_max(top);
+    Vec total = zero();
+    for (int32_t b = first; b <= last; ++b) {
+        const Vec weight = exp(sub(load(scores + b * kBlockSize), splat(*highest)));
+        store(scores + b * kBlockSize, weight);
+        total = add(total, weight);
+    }
+    *sum = reduce_add(total);
+}
+
+// values[j][d ..] += weights[j][key] * v[key][d ..] over keys [begin, end), in ascending order; kVecs vectors
+// wide.
+template <int kQueries, int kVecs, class Float>
+void add_values(const float* const* weights, const Float* const* v, int32_t begin, int32_t end, int32_t e,
+                int32_t d, float* const* values) {
+    Vec sums[kQueries][kVecs];
+#pragma GCC unroll 4
+    for (int j = 0; j < kQueries; ++j)
+#pragma GCC unroll 4
+        for (int n = 0; n < kVecs; ++n) sums[j][n] = load(values[j] + d + n * kLanes);
+    for (int32_t key = begin; key < end; ++key) {
+        const Float* row = v[key / kBlockSize] + key % kBlockSize * e + d;
+#pragma GCC unroll 4
+        for (int j = 0; j < kQueries; ++j)
+#pragma GCC unroll 4
+            for (int n = 0; n < kVecs; ++n)
+                sums[j][n] = fma(splat(weights[j][key]), load_values(row + n * kLanes), sums[j][n]);
+    }
+#pragma GCC unroll 4
+    for (int j = 0; j < kQueries; ++j)
+#pragma GCC unroll 4
+        for (int n = 0; n < kVecs; ++n) store(values[j] + d + n * kLanes, sums[j][n]);
+}
+
+// The last e % 16 dimensions.
+template <class Float>
+void add_value_tail(const float* weights, const Float* const* v, int32_t begin, int32_t end, int32_t e,
+                    float* values) {
+    const int32_t n = e % kLanes, d = e - n;
+    Vec sum = load(values + d);
+    for (int32_t key = begin; key < end; ++key)
+        sum = fma(splat(weights[key]), load_values_n(v[key / kBlockSize] + key % kBlockSize * e + d, n), sum);
+    store(values + d, sum);
+}
+
+template <int kQueries, class Float>
+void add_all_values(const float* const* weights, const Float* const* v, int32_t begin, int32_t end, int32_t e,
+                    float* const* values) {
+    if (begin >= end) return;
+    constexpr int32_t kVecs = accumulators_per_query<Vec>(kQueries);
+    int32_t d = 0;
+    for (; d + kVecs * kLanes <= e; d += kVecs * kLanes)
+        add_values<kQueries, kVecs>(weights, v, begin, end, e, d, values);
+    for (; d + kLanes <= e; d += kLanes) add_values<kQueries, 1>(weights, v, begin, end, e, d, values);
+    if (d == e) return;
+    for (int j = 0; j < kQueries; ++j) add_value_tail(weights[j], v, begin, end, e, values[j]);
+}
+
+// The running (highest, sum, values) and a partition's, brought to one maximum and added.
+void merge(Query* query, float* values, float highest, float sum, const float* part, int32_t e) {
+    if (query->sum == 0.0f) {  // the first partition
+        query->highest = highest;
+        query->sum = sum;
+        __builtin_memcpy(values, part, sizeof(float) * static_cast<size_t>(e));
+        return;
+    }
+    const float top = highest > query->highest ? highest : query->highest;
+    const Vec keep = exp(splat(query->highest - top)), gain = exp(splat(highest - top));
+    query->highest = top;
+    query->sum = reduce_max(fma(splat(sum), gain, mul(splat(query->sum), keep)));  // all lanes are equal
+    for (int32_t d = 0; d < e; d += kLanes)
+        store(values + d, fma(load(part + d), gain, mul(load(values + d), keep)));
+}
+
+// kQueries queries, all of which see keys of the partition.
+template <int kQueries, class Float>
+void attend(const Partition<Float>& partition, int32_t e, float scale, Pass<Float>* pass,
+            const int32_t* idx) {
+    alignas(64) float scores[kQueries][kPartitionSize];
+    alignas(64) float parts[kQueries][kMaxHeadDim];
+    int32_t begins[kQueries], ends[kQueries];
+    int32_t first = kPartitionSize, last = 0, all_begin = 0, all_end = kPartitionSize;
+    const Float* q[kQueries];
+    const float* weights[kQueries];
+    float* values[kQueries];
+    for (int j = 0; j < kQueries; ++j) {
+        const Query& query = pass->queries[idx[j]];
+        begins[j] = query.begin > partition.begin ? query.begin - partition.begin : 0;
+        ends[j] = query.end - partition.begin < kPartitionSize ? query.end - partition.begin : kPartitionSize;
+        first = begins[j] < first ? begins[j] : first;
+        last = ends[j] > last ? ends[j] : last;
+        all_begin = begins[j] > all_begin ? begins[j] : all_begin;
+        all_end = ends[j] < all_end ? ends[j] : all_end;
+        q[j] = pass->q[idx[j]];
+        weights[j] = scores[j];
+        values[j] = parts[j];
+        for (int32_t d = 0; d < e; d += kLanes) store(parts[j] + d, zero());
+    }
+    constexpr int32_t kBlocks = accumulators_per_query<Vec>(kQueries);
+    const int32_t end_block = (last + kBlockSize - 1) / kBlockSize;
+    int32_t b = first / kBlockSize;
+    for (; b + kBlocks <= end_block; b += kBlocks)
+        score_blocks<kQueries, kBlocks>(q, partition.k, e, scale, scores, b);
+    for (; b < end_block; ++b) score_blocks<kQueries, 1>(q, partition.k, e, scale, scores, b);
+    float highest[kQueries], sums[kQueries];
+    for (int j = 0; j < kQueries; ++j) exponentials(scores[j], begins[j], ends[j], &highest[j], &sums[j]);
+    // Each query's keys in ascending order: its own before those that all see, these together, its own
+    // behind.
+    if (all_begin > all_end) all_begin = all_end = kPartitionSize;
+    for (int j = 0; j < kQueries; ++j) {
+        const int32_t end = ends[j] < all_begin ? ends[j] : all_begin;
+        add_all_values<1>(weights + j, partition.v, begins[j], end, e, values + j);
+    }
+    add_all_values<kQueries>(weights, partition.v, all_begin, all_end, e, values);
+    for (int j = 0; j < kQueries; ++j) {
+        add_all_values<1>(weights + j, partition.v, all_end, ends[j], e, values + j);
+        merge(&pass->queries[idx[j]], pass->values[idx[j]], highest[j], sums[j], parts[j], e);
+    }
+}
+
+template <class Float>
+void attend_any(const Partition<Float>& partition, int32_t e, float scale, Pass<Float>* pass,
+                const int32_t* idx, int32_t num) {
+    if (num == 1) return attend<1>(partition, e, scale, pass, idx);
+    if (num == 2) return attend<2>(partition, e, scale, pass, idx);
+    if (num == 3) return attend<3>(partition, e, scale, pass, idx);
+    attend<4>(partition, e, scale, pass, idx);
+}
+
+template <class Float>
+void run_pass(const PagedAttentionArgs& args, int32_t slot, int32_t kv_head, Pass<Float>* pass) {
+    const int32_t e = args.cache.head_dim;
+    int32_t begin = pass->queries[0].begin, end = pass->queries[0].end;
+    for (int32_t i = 1; i < pass->num_queries; ++i) {
+        begin = pass->queries[i].begin < begin ? pass->queries[i].begin : begin;
+        end = pass->queries[i].end > end ? pass->queries[i].end : end;
+    }
+    const int32_t* table = args.index.tables + static_cast<int64_t>(slot) * args.index.max_blocks;
+    Partition<Float> partition;
+    for (int32_t p = begin / kPartitionSize * kPartitionSize; p < end; p += kPartitionSize) {
+        partition.begin = p;
+        const int32_t first = (begin > p ? begin : p) / kBlockSize;
+        for (int32_t b = first; b * kBlockSize < end && b < (p + kPartitionSize) / kBlockSize; ++b) {
+            const int64_t offset =
+                (static_cast<int64_t>(table[b]) * args.cache.num_kv_heads + kv_head) * e * kBlockSize;
+            partition.k[b - p / kBlockSize] = static_cast<const Float*>(args.cache.k) + offset;
+            partition.v[b - p / kBlockSize] = static_cast<const Float*>(args.cache.v) + offset;
+        }
+        int32_t idx[kMaxQueries], num = 0;
+        for (int32_t i = 0; i < pass->num_queries; ++i)
+            if (pass->queries[i].begin < p + kPartitionSize && pass->queries[i].end > p) idx[num++] = i;
+        for (int32_t i = 0; i < num; i += kRegisterQueries)
+            attend_any(partition, e, args.scale, pass, idx + i,
+                       num - i < kRegisterQueries ? num - i : kRegisterQueries);
+    }
+    for (int32_t i = 0; i < pass->num_queries; ++i) {
+        const Query& query = pass->queries[i];
+        for (int32_t d = 0; d < e; d += kLanes)
+            store_n(query.out + d, div(load(pass->values[i] + d), splat(query.sum)),
+                    e - d < kLanes ? e - d : kLanes);
+    }
+}
+
+int32_t first_key(const PagedAttentionArgs& args, int64_t t) {
+    const int32_t begin = args.index.positions[t] - args.window + 1;
+    return args.window > 0 && begin > 0 ? begin : 0;
+}
+
+// Query heads [head_begin, head_end) of rows [begin, end) of one slot.
+template <class Float>
+void attend_tile(const PagedAttentionArgs& args, int64_t begin, int64_t end, int32_t head_begin,
+                 int32_t head_end) {
+    Pass<Float> pass;
+    const int32_t e = args.cache.head_dim;
+    const int32_t max_heads = kMaxQueries / static_cast<int32_t>(end - begin);
+    for (int32_t h = head_begin; h < head_end;) {
+        const int32_t kv_head = args.kv_of_head[h];
+        const int32_t first = h;
+        while (h < head_end && h - first < max_heads && args.kv_of_head[h] == kv_head) ++h;
+        pass.num_queries = 0;
+        for (int64_t t = begin; t < end; ++t) {
+            for (int32_t head = first; head < h; ++head) {
+                load_query(args.q + t * args.ldq + head * e, e, pass.q[pass.num_queries]);
+                pass.queries[pass.num_queries++] = {first_key(args, t), args.index.positions[t] + 1,
+                                                    args.out + t * args.ldo + head * e, 0.0f, 0.0f};
+            }
+        }
+        run_pass(args, args.index.row_slot[begin], kv_head, &pass);
+    }
+}
+
+int64_t row_cost(const PagedAttentionArgs& args, int64_t t) {
+    return kRowCost + args.index.positions[t] + 1 - first_key(args, t);
+}
+
+}  // namespace
+
+void paged_attention(const PagedAttentionArgs& args, const Worker& worker) {
+    int64_t total = 0;
+    for (int64_t t = 0; t < args.rows; ++t) total += row_cost(args, t) * args.num_heads;
+    const int64_t cost_begin = total * worker.thread_idx / worker.num_threads;
+    const int64_t cost_end = total * (worker.thread_idx + 1) / worker.num_threads;
+    int64_t cost = 0;
+    for (int64_t begin = 0, end; begin < args.rows; begin = end) {
+        int64_t head_cost = row_cost(args, begin);
+        for (end = begin + 1; end < args.rows && end - begin < kTileRows &&
+                              args.index.row_slot[end] == args.index.row_slot[begin];
+             ++end)
+            head_cost += row_cost(args, end);
+        int32_t head_begin = args.num_heads, head_end = 0;
+        for (int32_t h = 0; h < args.num_heads; ++h, cost += head_cost) {
+            const int64_t middle =
+                cost + head_cost / 2;  // a head belongs to the thread in whose share its middle lies
+            if (middle < cost_begin || middle >= cost_end) continue;
+            head_begin = h < head_begin ? h : head_begin;
+            head_end = h + 1;
+        }
+        if (head_begin >= head_end) continue;
+        if (args.cache.type == KvType::f32)
+            attend_tile<float>(args, begin, end, head_begin, head_end);
+        else
+            attend_tile<uint16_t>(args, begin, end, head_begin, head_end);
+    }
+}
+
+}  // namespace fastserve::FASTSERVE_ISA_NAMESPACE
