@@ -139,6 +139,7 @@ async def _completion_call(body: bytes, door: Door) -> tuple[Call, bool]:
     prompts.check_fits(ids, params, door.service, door.limits)
     renderer = CompletionRenderer(
         door.service.tokenizer,
+        n=params.n,
         echo=given if request.echo else None,
         only_echo=only_echo,
         num_logprobs=params.logprobs,

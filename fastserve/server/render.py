@@ -50,11 +50,13 @@ class CompletionRenderer:
         self,
         tokenizer: Tokenizer,
         *,
+        n: int,
         echo: Sequence[str | list[int]] | None,
         only_echo: bool,
         num_logprobs: int | None,
     ) -> None:
         self._tokenizer = tokenizer
+        self._n = n
         self._echo = echo
         self._only_echo = only_echo
         self._num_logprobs = num_logprobs
@@ -78,9 +80,7 @@ class CompletionRenderer:
     def opening(self, index: int, request: RequestOutput, sent: Sent) -> CompletionChoice | None:
         if self._echo is None:
             return None
-        choice = CompletionChoice(
-            index=index, text=self._prompt_text(self._echo[index // len(request.outputs)])
-        )
+        choice = CompletionChoice(index=index, text=self._prompt_text(self._echo[index // self._n]))
         sent.text_offset = len(choice.text)
         if self._num_logprobs is not None and request.prompt_logprobs is not None:
             first = self._tokenizer.token_text(request.prompt_token_ids[0])
