@@ -64,6 +64,12 @@ class PyGgufFile {
 
     const GgufFile& file() const { return *file_; }
 
+    py::object path() const {
+        const std::string& name = file_->name();
+        return py::reinterpret_steal<py::object>(
+            PyUnicode_DecodeFSDefaultAndSize(name.data(), static_cast<Py_ssize_t>(name.size())));
+    }
+
     py::dict metadata() {
         if (!metadata_) {
             py::dict values;
@@ -73,13 +79,13 @@ class PyGgufFile {
         return *metadata_;
     }
 
-    py::dict tensors(const py::object& self) {
-        py::dict found;
-        for (const GgufTensor& tensor : file_->tensors()) {
-            // reference_internal: a tensor keeps its file open.
-            found[decode(tensor.name)] = py::cast(&tensor, py::return_value_policy::reference_internal, self);
+    py::dict tensors() {
+        if (!tensors_) {
+            py::dict found;
+            for (const GgufTensor& tensor : file_->tensors()) found[decode(tensor.name)] = tensor;  // copies
+            tensors_ = found;
         }
-        return found;
+        return *tensors_;
     }
 
     const GgufTensor& tensor(const py::str& name) const {
@@ -91,6 +97,7 @@ class PyGgufFile {
   private:
     std::unique_ptr<GgufFile> file_;
     std::optional<py::dict> metadata_;
+    std::optional<py::dict> tensors_;
 };
 
 // Messages hold bytes of file names, which need not be UTF-8.
@@ -126,12 +133,11 @@ void bind_weights(py::module_& m) {
 
     py::class_<PyGgufFile>(m, "GgufFile", "A GGUF file, mapped as long as this object lives.")
         .def(py::init<const std::filesystem::path&>(), py::arg("path"))
+        .def_property_readonly("path", &PyGgufFile::path)
         .def_property_readonly("version", [](const PyGgufFile& f) { return f.file().version(); })
         .def_property_readonly("metadata", &PyGgufFile::metadata,
                                "key -> int | float | bool | str | list of one of these")
-        .def_property_readonly(
-            "tensors", [](const py::object& self) { return self.cast<PyGgufFile&>().tensors(self); },
-            "name -> GgufTensor")
+        .def_property_readonly("tensors", &PyGgufFile::tensors, "name -> GgufTensor")
         .def(
             "data_address",
             [](const PyGgufFile& f, const py::str& name) {

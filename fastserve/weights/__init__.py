@@ -1,0 +1,1 @@
+"""Which model, which file, and what the file says."""
