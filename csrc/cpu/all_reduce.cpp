@@ -1,5 +1,5 @@
-// Sum over the ranks of a matrix that each has: copied into the symmetric buffer, summed by the ring. A producer that
-// can write its partial sums there itself (matmul_all_reduce) saves the copy.
+// Sum over the ranks of a matrix that each has: copied into the symmetric buffer, summed by the ring. A
+// producer that can write its partial sums there itself (matmul_all_reduce) saves the copy.
 #include "cpu/kernels.h"
 #include "cpu/ring_reduce.h"
 

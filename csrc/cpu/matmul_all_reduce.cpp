@@ -1,6 +1,6 @@
-// A row-parallel matmul and the all-reduce of its partial sums, fused: a tile is one segment, written by the matmul
-// straight into the symmetric buffer, in the order of the ring: the chunk that travels furthest is computed first. A
-// finished tile is published at once, so the peers sum it while the next ones are computed.
+// A row-parallel matmul and the all-reduce of its partial sums, fused: a tile is one segment, written by the
+// matmul straight into the symmetric buffer, in the order of the ring: the chunk that travels furthest is
+// computed first. A finished tile is published at once, so the peers sum it while the next ones are computed.
 #include "cpu/kernels.h"
 #include "cpu/matmul.h"
 #include "cpu/ring_reduce.h"
@@ -12,10 +12,13 @@ void matmul_all_reduce(const MatmulAllReduceArgs& args, const Worker& worker) {
     if (!args.exchange || args.exchange->size() == 1) return matmul(matmul_args, worker);
     matmul_prepare(matmul_args, worker);
     const auto tile = [&](const Segment& segment, RowSlice slice, float* to) {
-        matmul_tile(matmul_args, slice.row_begin, slice.row_end, segment.panel_begin, segment.panel_end, to,
+        // matmul_tile counts rows and columns from those of y.
+        float* y = to - slice.row_begin * int64_t{segment.ld()} - segment.column_begin;
+        matmul_tile(matmul_args, slice.row_begin, slice.row_end, segment.panel_begin, segment.panel_end, y,
                     segment.ld());
     };
-    reduce_in_slices(*args.exchange, matmul_args.rows, matmul_args.w.n, matmul_args.y, matmul_args.ldy, worker, tile);
+    reduce_in_slices(*args.exchange, matmul_args.rows, matmul_args.w.n, matmul_args.y, matmul_args.ldy,
+                     worker, tile);
 }
 
 }  // namespace fastserve::FASTSERVE_ISA_NAMESPACE

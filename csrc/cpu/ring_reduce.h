@@ -1,8 +1,10 @@
-// One collective of an all-reduce, seen from one thread: make the own partial sums segment by segment, publish them,
-// and add what the other ranks have published. csrc/ring/exchange.h fixes the words and the order of the sum.
+// One collective of an all-reduce, seen from one thread: make the own partial sums segment by segment,
+// publish them, and add what the other ranks have published. csrc/ring/exchange.h fixes the words and the
+// order of the sum.
 //
-// The segments of the ring order are dealt to the team's threads in turn. A thread makes, sums and finishes the
-// segments that are its own; while it still has some to make, it sums those for which the peers are ready.
+// The segments of the ring order are dealt to the team's threads in turn. A thread makes, sums and finishes
+// the segments that are its own; while it still has some to make, it sums those for which the peers are
+// ready.
 #pragma once
 
 #include "cpu/simd.h"
@@ -38,7 +40,8 @@ class RingReduce {
           num_segments_(segments_.count()),
           num_own_((num_segments_ - worker.thread_idx + worker.num_threads - 1) / worker.num_threads) {}
 
-    // make(segment, to): writes the own partial of the slice's rows and the segment's columns, row stride segment.ld().
+    // make(segment, to): writes the own partial of the slice's rows and the segment's columns, row stride
+    // segment.ld().
     template <class Make>
     FASTSERVE_INLINE void run(const Worker& worker, Make make) {
         int32_t summed = 0;
@@ -68,7 +71,8 @@ class RingReduce {
     int64_t count(const Segment& segment) const { return static_cast<int64_t>(slice_.rows()) * segment.ld(); }
 
     float* partial(int rank, const Segment& segment) const {
-        return exchange_.partials(collective_, rank) + static_cast<int64_t>(slice_.rows()) * segment.panel_begin * kPanel;
+        return exchange_.partials(collective_, rank) +
+               static_cast<int64_t>(slice_.rows()) * segment.panel_begin * kPanel;
     }
 
     void publish(const Segment& segment) {

@@ -20,10 +20,12 @@ Exchange::Exchange(std::shared_ptr<SharedRegion> region, int rank)
       half_bytes_(region_->half_bytes()),
       num_cores_(static_cast<int>(sysconf(_SC_NPROCESSORS_ONLN))) {
     if (rank < 0 || rank >= size_)
-        throw std::invalid_argument("rank must be in [0, " + std::to_string(size_) + "), got " + std::to_string(rank));
+        throw std::invalid_argument("rank must be in [0, " + std::to_string(size_) + "), got " +
+                                    std::to_string(rank));
     RankSlot& slot = region_->slot(rank);
     int32_t expected = static_cast<int32_t>(RankState::absent);
-    // Flags count from the region's start, so a second exchange of the same rank would begin with wrong numbers.
+    // Flags count from the region's start, so a second exchange of the same rank would begin with wrong
+    // numbers.
     if (!slot.state.compare_exchange_strong(expected, static_cast<int32_t>(RankState::present)))
         throw std::invalid_argument("rank " + std::to_string(rank) + " of this group is already taken");
     slot.pid.store(getpid(), std::memory_order_release);
@@ -33,9 +35,13 @@ Exchange::~Exchange() {
     region_->slot(rank_).state.store(static_cast<int32_t>(RankState::left), std::memory_order_release);
 }
 
-bool Exchange::failed() const { return region_->failed(); }
+bool Exchange::failed() const {
+    return region_->failed();
+}
 
-void Exchange::raise_epoch() { region_->raise_epoch(Loss::closed, getpid()); }
+void Exchange::raise_epoch() {
+    region_->raise_epoch(Loss::closed, getpid());
+}
 
 int32_t Exchange::rows_per_slice(int32_t d) const {
     const size_t row_bytes = static_cast<size_t>(Segments(d, size_).num_panels()) * kPanel * sizeof(float);
@@ -77,7 +83,8 @@ bool Exchange::ready(const Collective& collective, int rank, int32_t segment) co
 
 void Exchange::wait(const Collective& collective, int rank, int32_t segment) {
     const Waiting waiting{*region_, collective.crowded, interrupted_};
-    if (!wait_for_flag(waiting, rank, segment, collective.number)) gave_up_.store(true, std::memory_order_release);
+    if (!wait_for_flag(waiting, rank, segment, collective.number))
+        gave_up_.store(true, std::memory_order_release);
 }
 
 void Exchange::count_sent(int32_t num_tiles) {

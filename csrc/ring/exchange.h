@@ -82,7 +82,8 @@ class Exchange {
 
     // Collective, called by all threads of the team of every rank with the same `mine` and bytes. Meets the
     // team first, so `mine` may come from any thread. Returns the ranks' parts: rank r's lies at result + r *
-    // stride. Valid until the next-but-one collective.
+    // stride. Valid until this rank's
+    // next collective: a peer that saw it begin may be ahead by one, in the half of this result.
     const uint8_t* all_gather(const void* mine, size_t bytes, size_t* stride, const Worker& worker);
     // Returns when all threads of all ranks have come here.
     void barrier(const Worker& worker);

@@ -1,8 +1,8 @@
 // How the columns of a [rows, D] matrix are cut into chunks and segments: by D and the number of ranks alone.
 //
-// Columns go in panels of 16, the unit of a packed weight. Chunk c has panels [c P / R, (c + 1) P / R). A chunk is cut
-// into segments of equal size (the last may be smaller). Partial sums lie segment after segment, each contiguous:
-// [rows][columns of the segment], so that a segment is read and written in one stream.
+// Columns go in panels of 16, the unit of a packed weight. Chunk c has panels [c P / R, (c + 1) P / R). A
+// chunk is cut into segments of equal size (the last may be smaller). Partial sums lie segment after segment,
+// each contiguous: [rows][columns of the segment], so that a segment is read and written in one stream.
 //
 // Kernels of every ISA include this, so nothing here may be emitted out of line: hence always_inline.
 #pragma once
@@ -18,7 +18,7 @@ namespace fastserve {
 constexpr int32_t kMinSegmentPanels = 2;
 
 struct Segment {
-    int32_t idx;    // its flag, and its place in the symmetric buffer
+    int32_t idx;  // its flag, and its place in the symmetric buffer
     int32_t chunk;
     int32_t panel_begin, panel_end;
     int32_t column_begin, column_end;  // column_end is cut at D
@@ -26,7 +26,7 @@ struct Segment {
 };
 
 class Segments {
-   public:
+  public:
     [[gnu::always_inline]] Segments(int32_t d, int32_t num_ranks)
         : d_(d), num_ranks_(num_ranks), num_panels_((d + kPanel - 1) / kPanel) {
         const int32_t per_chunk = kMaxSegments / num_ranks;
@@ -61,7 +61,8 @@ class Segments {
         return segment;
     }
 
-    // The i-th segment, 0 <= i < count(), in the order of the ring for `rank`: chunks rank - 1, rank - 2, ..., rank.
+    // The i-th segment, 0 <= i < count(), in the order of the ring for `rank`: chunks rank - 1, rank - 2,
+    // ..., rank.
     [[gnu::always_inline]] Segment in_ring_order(int32_t rank, int32_t i) const {
         for (int32_t hop = 0;; ++hop) {
             const int32_t chunk = (rank + 2 * num_ranks_ - 1 - hop) % num_ranks_;
@@ -70,7 +71,7 @@ class Segments {
         }
     }
 
-   private:
+  private:
     int32_t d_, num_ranks_, num_panels_;
     int32_t panels_;  // of a segment
 };

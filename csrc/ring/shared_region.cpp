@@ -20,13 +20,17 @@ constexpr size_t kMaxHalfBytes = size_t{1} << 36;
 constexpr size_t kMaxExtraBytes = size_t{1} << 36;
 constexpr int kSeals = F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL;
 
-size_t pages(size_t bytes) { return (bytes + kPage - 1) / kPage * kPage; }
+size_t pages(size_t bytes) {
+    return (bytes + kPage - 1) / kPage * kPage;
+}
 
 [[noreturn]] void refuse(const std::string& what) {
     throw std::runtime_error("not the shared memory of a group: " + what);
 }
 
-[[noreturn]] void fail(const char* what) { throw std::system_error(errno, std::generic_category(), what); }
+[[noreturn]] void fail(const char* what) {
+    throw std::system_error(errno, std::generic_category(), what);
+}
 
 }  // namespace
 
@@ -54,7 +58,8 @@ std::shared_ptr<SharedRegion> SharedRegion::create(int num_ranks, size_t half_by
         throw std::invalid_argument("num_ranks must be in [1, " + std::to_string(kMaxRanks) + "], got " +
                                     std::to_string(num_ranks));
     if (half_bytes < 1 || half_bytes > kMaxHalfBytes)
-        throw std::invalid_argument("symmetric_bytes must be in [1, 2^36], got " + std::to_string(half_bytes));
+        throw std::invalid_argument("symmetric_bytes must be in [1, 2^36], got " +
+                                    std::to_string(half_bytes));
     if (extra_bytes > kMaxExtraBytes)
         throw std::invalid_argument("extra_bytes must be at most 2^36, got " + std::to_string(extra_bytes));
     const int fd = memfd_create("fastserve-group", MFD_CLOEXEC | MFD_ALLOW_SEALING);
@@ -88,7 +93,8 @@ std::shared_ptr<SharedRegion> SharedRegion::attach(int fd) {
     if (memory == MAP_FAILED) fail("mapping a group's shared memory");
     // Copied before they are checked: a peer may write them at any time.
     const Header& header = *static_cast<const Header*>(memory);
-    const uint64_t magic = header.magic, half = header.half_bytes, extra = header.extra_bytes, total = header.total_bytes;
+    const uint64_t magic = header.magic, half = header.half_bytes, extra = header.extra_bytes,
+                   total = header.total_bytes;
     const uint32_t layout = header.layout;
     const int32_t ranks = header.num_ranks;
     std::string wrong;
@@ -104,7 +110,8 @@ std::shared_ptr<SharedRegion> SharedRegion::attach(int fd) {
     if (wrong.empty()) {
         region.reset(new SharedRegion(-1, half, extra, ranks));
         if (region->total_bytes_ != size || total != size) {
-            wrong = "it holds " + std::to_string(size) + " bytes, its header implies " + std::to_string(region->total_bytes_);
+            wrong = "it holds " + std::to_string(size) + " bytes, its header implies " +
+                    std::to_string(region->total_bytes_);
             region.reset();
         }
     }
@@ -129,9 +136,13 @@ Flag& SharedRegion::flag(int rank, int32_t idx) const {
     return flags[static_cast<size_t>(rank) * kFlagsPerRank + static_cast<size_t>(idx)];
 }
 
-RankSlot& SharedRegion::slot(int rank) const { return header_->slots[rank]; }
+RankSlot& SharedRegion::slot(int rank) const {
+    return header_->slots[rank];
+}
 
-bool SharedRegion::failed() const { return header_->epoch.load(std::memory_order_acquire) != 0; }
+bool SharedRegion::failed() const {
+    return header_->epoch.load(std::memory_order_acquire) != 0;
+}
 
 void SharedRegion::raise_epoch(Loss loss, pid_t pid) {
     if (header_->claimed.exchange(1, std::memory_order_acq_rel) == 0) {

@@ -1,12 +1,13 @@
-// The memory that the ranks of a group share: a memfd, so there is no name to find, to guess or to leave behind.
+// The memory that the ranks of a group share: a memfd, so there is no name to find, to guess or to leave
+// behind.
 //
 //   header   magic, layout, sizes; the epoch; a slot per rank        (one page or more)
 //   flags    [num_ranks][kFlagsPerRank], each on cache lines of its own
 //   buffers  [num_ranks][2 halves][half_bytes]: the symmetric buffers of csrc/ring/exchange.h
 //   extra    whatever the creator puts there (mailboxes)
 //
-// The layout is fixed and holds no pointer. attach() checks everything that it reads against the size of the file,
-// and the file is sealed against shrinking, so no peer can turn a later access into a fault.
+// The layout is fixed and holds no pointer. attach() checks everything that it reads against the size of the
+// file, and the file is sealed against shrinking, so no peer can turn a later access into a fault.
 #pragma once
 
 #include <sys/types.h>
@@ -20,10 +21,10 @@
 namespace fastserve {
 
 constexpr int32_t kMaxRanks = 64;
-constexpr int32_t kMaxSegments = 128;                // of one collective, over all chunks
-constexpr int32_t kGatherFlag = kMaxSegments;        // all_gather and barrier
+constexpr int32_t kMaxSegments = 128;          // of one collective, over all chunks
+constexpr int32_t kGatherFlag = kMaxSegments;  // all_gather and barrier
 constexpr int32_t kFlagsPerRank = kMaxSegments + 1;
-constexpr size_t kCacheLines = 128;                  // x86 prefetches lines in pairs
+constexpr size_t kCacheLines = 128;  // x86 prefetches lines in pairs
 
 struct alignas(kCacheLines) Flag {
     std::atomic<uint64_t> value;
@@ -36,16 +37,16 @@ enum class RankState : int32_t { absent, present, left };
 
 struct alignas(kCacheLines) RankSlot {
     std::atomic<int32_t> pid;
-    std::atomic<int32_t> state;     // RankState
+    std::atomic<int32_t> state;      // RankState
     std::atomic<uint32_t> sleepers;  // waits of other ranks that sleep on a flag of this one
 };
 
 class SharedRegion {
-   public:
+  public:
     // half_bytes: what one collective can hold per rank. Throws std::invalid_argument, std::system_error.
     static std::shared_ptr<SharedRegion> create(int num_ranks, size_t half_bytes, size_t extra_bytes);
-    // Maps the region behind a descriptor from create(), which stays the caller's. Throws std::runtime_error that
-    // names what is wrong with the descriptor.
+    // Maps the region behind a descriptor from create(), which stays the caller's. Throws std::runtime_error
+    // that names what is wrong with the descriptor.
     static std::shared_ptr<SharedRegion> attach(int fd);
     ~SharedRegion();
     SharedRegion(const SharedRegion&) = delete;
@@ -67,7 +68,7 @@ class SharedRegion {
     // What is known about the end, in words for the user.
     std::string loss_text() const;
 
-   private:
+  private:
     struct Header;
     SharedRegion(int fd, size_t half_bytes, size_t extra_bytes, int num_ranks);
 

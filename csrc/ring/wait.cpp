@@ -21,13 +21,17 @@ using Clock = std::chrono::steady_clock;
 constexpr auto kSpin = std::chrono::microseconds(2);
 constexpr auto kYield = std::chrono::milliseconds(1);
 constexpr int kPollsPerClock = 16;
-constexpr long kFirstSleepNs = 200'000;   // a wake that a publisher missed costs at most this
+constexpr long kFirstSleepNs = 200'000;      // a wake that a publisher missed costs at most this
 constexpr long kLongestSleepNs = 5'000'000;  // how late a raised epoch may be noticed; under 1 % of a core
 
 // A futex word has 32 bits: the low half of the flag, which changes whenever the flag does.
-uint32_t* futex_word(Flag& flag) { return reinterpret_cast<uint32_t*>(&flag.value); }
+uint32_t* futex_word(Flag& flag) {
+    return reinterpret_cast<uint32_t*>(&flag.value);
+}
 
-bool reached(const Flag& flag, uint64_t value) { return flag.value.load(std::memory_order_acquire) >= value; }
+bool reached(const Flag& flag, uint64_t value) {
+    return flag.value.load(std::memory_order_acquire) >= value;
+}
 
 void sleep_on(RankSlot& slot, Flag& flag, uint64_t value, long limit_ns) {
     slot.sleepers.fetch_add(1);

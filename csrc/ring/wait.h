@@ -1,9 +1,10 @@
 // How a rank waits for a flag of another: spin, then yield, then sleep; always with an eye on the epoch.
 //
-// A segment that a running peer is about to publish comes within a microsecond or two, and waking from a sleep costs
-// 14 us: so spin first. Longer means that the peer has not got a core, or computes something larger: yield. After a
-// millisecond nobody gains by our burning a core: sleep on the flag, a futex. A publisher wakes sleepers as far as it
-// sees them without a fence; the sleep's time limit covers the rest, and the epoch.
+// A segment that a running peer is about to publish comes within a microsecond or two, and waking from a
+// sleep costs 14 us: so spin first. Longer means that the peer has not got a core, or computes something
+// larger: yield. After a millisecond nobody gains by our burning a core: sleep on the flag, a futex. A
+// publisher wakes sleepers as far as it sees them without a fence; the sleep's time limit covers the rest,
+// and the epoch.
 #pragma once
 
 #include <cstdint>
@@ -14,12 +15,13 @@ namespace fastserve {
 
 struct Waiting {
     SharedRegion& region;
-    bool crowded;            // more threads than cores: whoever spins keeps the peer from running
-    bool (*interrupted)();   // may be null; asked while sleeping; true gives up
+    bool crowded;           // more threads than cores: whoever spins keeps the peer from running
+    bool (*interrupted)();  // may be null; asked while sleeping; true gives up
 };
 
-// Waits until flag `idx` of `rank` reaches `value`. False, with the epoch raised, when it was given up: the epoch was
-// raised, the rank has left, or the wait was interrupted. What has been published is seen even then.
+// Waits until flag `idx` of `rank` reaches `value`. False, with the epoch raised, when it was given up: the
+// epoch was raised, the rank has left, or the wait was interrupted. What has been published is seen even
+// then.
 bool wait_for_flag(const Waiting& waiting, int rank, int32_t idx, uint64_t value);
 
 // Makes flag `idx` of `rank` reach `value` and wakes those who sleep on it.

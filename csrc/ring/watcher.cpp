@@ -16,7 +16,9 @@ namespace fastserve {
 namespace {
 
 // glibc 2.36 has pidfd_open; older ones do not.
-int open_pidfd(pid_t pid) { return static_cast<int>(syscall(SYS_pidfd_open, pid, 0)); }
+int open_pidfd(pid_t pid) {
+    return static_cast<int>(syscall(SYS_pidfd_open, pid, 0));
+}
 
 bool left_in_good_order(const SharedRegion& region, pid_t pid) {
     for (int rank = 0; rank < region.num_ranks(); ++rank) {
@@ -28,7 +30,8 @@ bool left_in_good_order(const SharedRegion& region, pid_t pid) {
 
 }  // namespace
 
-Watcher::Watcher(const std::vector<pid_t>& pids, std::shared_ptr<SharedRegion> region) : region_(std::move(region)) {
+Watcher::Watcher(const std::vector<pid_t>& pids, std::shared_ptr<SharedRegion> region)
+    : region_(std::move(region)) {
     for (const pid_t pid : pids) {
         const int fd = open_pidfd(pid);
         if (fd < 0 && errno != ESRCH) {

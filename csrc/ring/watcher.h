@@ -1,4 +1,5 @@
-// Notices that a process of the group has ended, and raises the epoch: by pidfds, so no process id can be mistaken.
+// Notices that a process of the group has ended, and raises the epoch: by pidfds, so no process id can be
+// mistaken.
 #pragma once
 
 #include <sys/types.h>
@@ -13,14 +14,15 @@ class SharedRegion;
 
 // Watches from construction to destruction. A process whose rank left the group in good order ends unnoticed.
 class Watcher {
-   public:
-    // Throws std::system_error where the kernel has no pidfds. A process that is gone already counts as ended.
+  public:
+    // Throws std::system_error where the kernel has no pidfds. A process that is gone already counts as
+    // ended.
     Watcher(const std::vector<pid_t>& pids, std::shared_ptr<SharedRegion> region);
     ~Watcher();
     Watcher(const Watcher&) = delete;
     Watcher& operator=(const Watcher&) = delete;
 
-   private:
+  private:
     void watch();
     void close_all();
 
