@@ -6,6 +6,7 @@
 // Every operation gives the same result on every ISA: fma rounds once, reductions add in one fixed tree, exp
 // is one polynomial. Names without a type work on both where that makes sense. `n` in *_n is the number of
 // lanes that memory has (0..16, others read as 0 or are not written). Integer adds and products wrap.
+// kNumRegisters says how many Vecs a tile may keep at hand.
 //
 //   load load_n store store_n splat broadcast4 zero zero_i       add sub mul div fma sqrt max min
 //   reduce_add reduce_max  exp  select_below greater_bits        to_int to_float as_int as_float

@@ -95,7 +95,7 @@ void copy_plain(const uint8_t* row, int bytes, int64_t k, const Lane& lane) {
 
 // Blocks of Q4_0, Q4_1 and Q8_0: a half scale, for Q4_1 a half minimum, the codes.
 void copy_blocks(const uint8_t* row, int64_t num_blocks, const Lane& lane) {
-    const int sign = lane.num_code_bytes() == 32 ? 0x80 : 0;  // Q8_0 is signed, q8 is not
+    const uint32_t sign = lane.num_code_bytes() == 32 ? 0x80808080 : 0;  // Q8_0 is signed, q8 is not
     for (int64_t block = 0; block < num_blocks; ++block) {
         std::memcpy(lane.scale(block), row, 2);
         row += 2;
@@ -103,8 +103,12 @@ void copy_blocks(const uint8_t* row, int64_t num_blocks, const Lane& lane) {
             std::memcpy(lane.minimum(block), row, 2);
             row += 2;
         }
-        for (int j = 0; j < lane.num_code_bytes(); ++j)
-            *lane.code(block, j) = static_cast<uint8_t>(row[j] ^ sign);
+        for (int j = 0; j < lane.num_code_bytes(); j += kGroup) {
+            uint32_t codes;
+            std::memcpy(&codes, row + j, sizeof codes);
+            codes ^= sign;
+            std::memcpy(lane.code(block, j), &codes, sizeof codes);
+        }
         row += lane.num_code_bytes();
     }
 }

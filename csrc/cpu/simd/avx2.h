@@ -7,6 +7,9 @@
 
 namespace fastserve::FASTSERVE_ISA_NAMESPACE {
 
+// Vec-sized register sets of this ISA: what the accumulators, operands and temporaries of a tile must fit.
+constexpr int kNumRegisters = 8;
+
 struct Vec {
     __m256 lo, hi;
 };
@@ -124,6 +127,9 @@ FASTSERVE_INLINE VecI sub(VecI a, VecI b) {
 FASTSERVE_INLINE VecI mul(VecI a, VecI b) {
     return {_mm256_mullo_epi32(a.lo, b.lo), _mm256_mullo_epi32(a.hi, b.hi)};
 }
+FASTSERVE_INLINE VecI max(VecI a, VecI b) {
+    return {_mm256_max_epi32(a.lo, b.lo), _mm256_max_epi32(a.hi, b.hi)};
+}
 FASTSERVE_INLINE VecI bit_and(VecI a, VecI b) {
     return {_mm256_and_si256(a.lo, b.lo), _mm256_and_si256(a.hi, b.hi)};
 }
@@ -189,6 +195,19 @@ FASTSERVE_INLINE float reduce_max(Vec a) {
     __m128 y = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
     y = _mm_max_ps(y, _mm_movehl_ps(y, y));
     return _mm_cvtss_f32(_mm_max_ss(y, _mm_movehdup_ps(y)));
+}
+
+FASTSERVE_INLINE int32_t reduce_add(VecI a) {
+    const __m256i x = _mm256_add_epi32(a.lo, a.hi);
+    __m128i y = _mm_add_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
+    y = _mm_add_epi32(y, _mm_shuffle_epi32(y, 0x4e));
+    return _mm_cvtsi128_si32(_mm_add_epi32(y, _mm_shuffle_epi32(y, 0xb1)));
+}
+FASTSERVE_INLINE int32_t reduce_max(VecI a) {
+    const __m256i x = _mm256_max_epi32(a.lo, a.hi);
+    __m128i y = _mm_max_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
+    y = _mm_max_epi32(y, _mm_shuffle_epi32(y, 0x4e));
+    return _mm_cvtsi128_si32(_mm_max_epi32(y, _mm_shuffle_epi32(y, 0xb1)));
 }
 
 FASTSERVE_INLINE Vec load_bf16(const uint16_t* p) {

@@ -14,6 +14,9 @@
 
 namespace fastserve::FASTSERVE_ISA_NAMESPACE {
 
+// Vec-sized register sets of this ISA: what the accumulators, operands and temporaries of a tile must fit.
+constexpr int kNumRegisters = 32;
+
 struct Vec {
     __m512 v;
 };
@@ -107,6 +110,9 @@ FASTSERVE_INLINE VecI sub(VecI a, VecI b) {
 FASTSERVE_INLINE VecI mul(VecI a, VecI b) {
     return {_mm512_mullo_epi32(a.v, b.v)};
 }
+FASTSERVE_INLINE VecI max(VecI a, VecI b) {
+    return {_mm512_max_epi32(a.v, b.v)};
+}
 FASTSERVE_INLINE VecI bit_and(VecI a, VecI b) {
     return {_mm512_and_si512(a.v, b.v)};
 }
@@ -167,6 +173,13 @@ FASTSERVE_INLINE float reduce_max(Vec a) {
     __m128 y = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
     y = _mm_max_ps(y, _mm_movehl_ps(y, y));
     return _mm_cvtss_f32(_mm_max_ss(y, _mm_movehdup_ps(y)));
+}
+
+FASTSERVE_INLINE int32_t reduce_add(VecI a) {
+    return _mm512_reduce_add_epi32(a.v);
+}
+FASTSERVE_INLINE int32_t reduce_max(VecI a) {
+    return _mm512_reduce_max_epi32(a.v);
 }
 
 FASTSERVE_INLINE Vec load_bf16(const uint16_t* p) {

@@ -13,6 +13,9 @@ using Float4 = float __attribute__((vector_size(16)));
 using Int4 = int32_t __attribute__((vector_size(16)));
 using Uint4 = uint32_t __attribute__((vector_size(16)));
 
+// Vec-sized register sets of this ISA: what the accumulators, operands and temporaries of a tile must fit.
+constexpr int kNumRegisters = 8;
+
 struct Vec {
     Float4 q[4];
 };
@@ -142,6 +145,9 @@ FASTSERVE_INLINE VecI sub(VecI a, VecI b) {
 FASTSERVE_INLINE VecI mul(VecI a, VecI b) {
     FASTSERVE_EACH(VecI, (Int4)((Uint4)a.q[i] * (Uint4)b.q[i]));
 }
+FASTSERVE_INLINE VecI max(VecI a, VecI b) {
+    FASTSERVE_EACH(VecI, a.q[i] > b.q[i] ? a.q[i] : b.q[i]);
+}
 FASTSERVE_INLINE VecI bit_and(VecI a, VecI b) {
     FASTSERVE_EACH(VecI, a.q[i] & b.q[i]);
 }
@@ -194,6 +200,16 @@ FASTSERVE_INLINE float reduce_max(Vec a) {
     const float even = z[0] > z[2] ? z[0] : z[2];
     const float odd = z[1] > z[3] ? z[1] : z[3];
     return even > odd ? even : odd;
+}
+
+FASTSERVE_INLINE int32_t reduce_add(VecI a) {
+    const Uint4 x = ((Uint4)a.q[0] + (Uint4)a.q[1]) + ((Uint4)a.q[2] + (Uint4)a.q[3]);
+    return static_cast<int32_t>((x[0] + x[1]) + (x[2] + x[3]));
+}
+FASTSERVE_INLINE int32_t reduce_max(VecI a) {
+    int32_t largest = a.q[0][0];
+    for (int i = 1; i < 16; ++i) largest = largest > a.q[i / 4][i % 4] ? largest : a.q[i / 4][i % 4];
+    return largest;
 }
 
 // 16 u16 at p, widened.

@@ -1,0 +1,74 @@
+// The matmul op: dispatch by weight type, the choice of tiles and the division of work.
+#include "cpu/matmul.h"
+
+#include "cpu/kernels.h"
+#include "cpu/simd.h"
+
+namespace fastserve::FASTSERVE_ISA_NAMESPACE {
+namespace {
+
+bool is_quantised(WeightType type) {
+    return type == WeightType::q8 || type == WeightType::q4 || type == WeightType::q4m;
+}
+
+int ceil_div(int a, int b) {
+    return (a + b - 1) / b;
+}
+
+}  // namespace
+
+MatmulConfig choose_matmul(int m, int n, int k, WeightType type) {
+    // 16 ymm or 16-byte registers make 8 Vecs or less: two accumulators of each kind and their operands.
+    if (kNumRegisters < 32) return {.max_rows = 2, .max_panels = 1, .chunk = m > 2 ? 512 : 0};
+    if (!is_quantised(type)) {
+        // One row: 4 panels are 4 streams of weights and 4 chains of fma, enough for DRAM. More: 6 x 4 = 24
+        // accumulators, 4 weights, 1 broadcast. 4 panels x 64 k x 64 bytes = 16 KiB of f32.
+        return {.max_rows = 6, .max_panels = 4, .chunk = m > 6 ? 128 : 0};
+    }
+    static_cast<void>(n);
+    static_cast<void>(k);
+    if (m <= 6) return {.max_rows = 6, .max_panels = m == 1 ? 4 : 2, .chunk = 0};
+    // 6 x 2 integer and 6 x 2 float accumulators, 2 weights, 1 broadcast: 27 of 32 registers. The chunk's
+    // codes are unpacked once, 2 x 16 x (512 + 128) bytes = 20 KiB of a 32 or 48 KiB L1, for all rows.
+    return {.max_rows = 6, .max_panels = 2, .chunk = 512};
+}
+
+MatmulPart divide_matmul(int rows, int panels, int thread_idx, int num_threads) {
+    constexpr int kTileRows = 6;
+    int best_splits = 1, best_cost = 0;
+    for (int splits = 1; splits <= num_threads; ++splits) {
+        if (num_threads % splits != 0) continue;
+        const int cost = ceil_div(ceil_div(rows, splits), kTileRows) * ceil_div(panels, num_threads / splits);
+        if (splits == 1 || cost < best_cost) {
+            best_splits = splits;
+            best_cost = cost;
+        }
+    }
+    const int columns = num_threads / best_splits;  // threads side by side along N
+    const int row_part = thread_idx / columns, column_part = thread_idx % columns;
+    const auto cut = [](int total, int part, int parts) {
+        return static_cast<int>(int64_t{total} * part / parts);
+    };
+    return {.row_begin = cut(rows, row_part, best_splits),
+            .row_end = cut(rows, row_part + 1, best_splits),
+            .panel_begin = cut(panels, column_part, columns),
+            .panel_end = cut(panels, column_part + 1, columns)};
+}
+
+void matmul_tile(const MatmulArgs& args, int row_begin, int row_end, int panel_begin, int panel_end, float* y,
+                 int64_t ldy) {
+    const MatmulPart part = {row_begin, row_end, panel_begin, panel_end};
+    if (is_quantised(args.w.type))
+        matmul_tile_quantised(args, part, y, ldy);
+    else
+        matmul_tile_plain(args, part, y, ldy);
+}
+
+void matmul(const MatmulArgs& args, const Worker& worker) {
+    matmul_prepare(args, worker);
+    const int panels = ceil_div(args.w.n, kPanel);
+    const MatmulPart part = divide_matmul(args.rows, panels, worker.thread_idx, worker.num_threads);
+    matmul_tile(args, part.row_begin, part.row_end, part.panel_begin, part.panel_end, args.y, args.ldy);
+}
+
+}  // namespace fastserve::FASTSERVE_ISA_NAMESPACE

@@ -1,0 +1,214 @@
+// Tiles of q8, q4 and q4m weights: integer dot products of 8-bit codes, one float link per block of 32.
+//
+// Per block, row and panel: 8 dot_u8s8 (32 x 16 products) and, in floats, int -> float, scale of weights x
+// scale of activations, fma; q4m one fma more for the minimum. The offset of the codes (128 or 8) is where
+// the integer sum starts. Few rows take codes from the packed weight as they go; many rows share codes
+// unpacked to L1.
+#include "cpu/matmul.h"
+#include "cpu/matmul_tiles.h"
+#include "cpu/simd.h"
+
+namespace fastserve::FASTSERVE_ISA_NAMESPACE {
+namespace {
+
+constexpr int kVectorBytes = 64;
+constexpr int kGroups = 8;             // of 4 k in a block
+constexpr int kMaxChunkBlocks = 16;    // choose_matmul's chunk of 512
+constexpr int kMaxUnpackedPanels = 2;  // choose_matmul's max_panels with a chunk
+
+// How a panel's block is laid out, packed. pair(block, g) yields the codes of groups g and g + 4.
+template <WeightType type>
+struct Packed {
+    static constexpr bool kHasMinimum = type == WeightType::q4m;
+    static constexpr bool kNarrow = type != WeightType::q8;  // codes < 128
+    static constexpr int kHeader = kPanel * (kHasMinimum ? 4 : 2);
+    static constexpr int kBlockBytes = kHeader + (kNarrow ? 4 : 8) * kVectorBytes;
+
+    FASTSERVE_INLINE static void pair(const uint8_t* block, int g, VecI& low, VecI& high) {
+        const VecI bytes = load(block + kHeader + g * kVectorBytes);
+        if constexpr (kNarrow) {
+            low = low_nibbles(bytes);
+            high = high_nibbles(bytes);
+        } else {
+            low = bytes;
+            high = load(block + kHeader + (g + 4) * kVectorBytes);
+        }
+    }
+    FASTSERVE_INLINE static Vec scale(const uint8_t* block) {
+        return load_half(reinterpret_cast<const uint16_t*>(block));
+    }
+    FASTSERVE_INLINE static Vec minimum(const uint8_t* block) {
+        return load_half(reinterpret_cast<const uint16_t*>(block) + kPanel);
+    }
+};
+
+// The same with float scales and minima and a byte per code.
+template <WeightType type>
+struct Unpacked {
+    static constexpr bool kHasMinimum = Packed<type>::kHasMinimum;
+    static constexpr bool kNarrow = Packed<type>::kNarrow;
+    static constexpr int kHeader = 2 * kVectorBytes;
+    static constexpr int kBlockBytes = kHeader + kGroups * kVectorBytes;
+
+    FASTSERVE_INLINE static void pair(const uint8_t* block, int g, VecI& low, VecI& high) {
+        low = load(block + kHeader + g * kVectorBytes);
+        high = load(block + kHeader + (g + 4) * kVectorBytes);
+    }
+    FASTSERVE_INLINE static Vec scale(const uint8_t* block) {
+        return load(reinterpret_cast<const float*>(block));
+    }
+    FASTSERVE_INLINE static Vec minimum(const uint8_t* block) {
+        return load(reinterpret_cast<const float*>(block) + kPanel);
+    }
+};
+
+template <WeightType type>
+void unpack_panel(const uint8_t* from, int num_blocks, uint8_t* to) {
+    for (int b = 0; b < num_blocks; ++b) {
+        store(reinterpret_cast<float*>(to), Packed<type>::scale(from));
+        if constexpr (Packed<type>::kHasMinimum)
+            store(reinterpret_cast<float*>(to) + kPanel, Packed<type>::minimum(from));
+        for (int g = 0; g < kGroups / 2; ++g) {
+            VecI low, high;
+            Packed<type>::pair(from, g, low, high);
+            store(to + Unpacked<type>::kHeader + g * kVectorBytes, low);
+            store(to + Unpacked<type>::kHeader + (g + 4) * kVectorBytes, high);
+        }
+        from += Packed<type>::kBlockBytes;
+        to += Unpacked<type>::kBlockBytes;
+    }
+}
+
+template <bool narrow>
+FASTSERVE_INLINE VecI dot(VecI acc, VecI u, VecI s) {
+    if constexpr (narrow) return dot_u7s8(acc, u, s);
+    return dot_u8s8(acc, u, s);
+}
+
+template <WeightType type, bool unpacked>
+struct Quantised {
+    static constexpr int kMaxTile = 12, kMaxPanels = unpacked ? kMaxUnpackedPanels : 4;
+    using Layout = __typeof__([] {
+        if constexpr (unpacked)
+            return Unpacked<type>{};
+        else
+            return Packed<type>{};
+    }());
+
+    QuantisedRows x;
+    int k;
+    PackedWeight weight;
+    float* y;
+    int64_t ldy;
+    uint8_t* buffer;  // kMaxUnpackedPanels x kMaxChunkBlocks unpacked blocks
+    // Of the current chunk and panel group:
+    const uint8_t* chunk_w;
+    int64_t panel_bytes;
+    float* chunk_y;
+    int num_columns, first_block, num_blocks;
+
+    template <int P>
+    FASTSERVE_INLINE void begin(int panel, int k_begin, int k_end) {
+        first_block = k_begin / kQuantBlock;
+        num_blocks = (k_end - k_begin) / kQuantBlock;
+        chunk_y = y + int64_t{panel} * kPanel;
+        num_columns = weight.n - panel * kPanel;
+        chunk_w = weight.data + panel * weight.panel_bytes + int64_t{first_block} * Packed<type>::kBlockBytes;
+        panel_bytes = weight.panel_bytes;
+        if constexpr (unpacked) {
+            panel_bytes = kMaxChunkBlocks * Layout::kBlockBytes;
+            for (int p = 0; p < P; ++p)
+                unpack_panel<type>(chunk_w + p * weight.panel_bytes, num_blocks, buffer + p * panel_bytes);
+            chunk_w = buffer;
+        }
+    }
+
+    template <int R, int P>
+    [[gnu::noinline]] void tile(int row) const {
+        Vec acc[R][P];
+        float* const out = chunk_y + row * ldy;
+        load_chain(acc, out, ldy, num_columns, first_block == 0);
+        const int64_t blocks_per_row = k / kQuantBlock, block = row * blocks_per_row + first_block;
+        const int8_t* codes = x.codes + block * kQuantBlock;
+        const float* scales = x.scales + block;
+        const int32_t* bases = x.bases + block;
+        const uint8_t* w = chunk_w;
+        for (int b = 0; b < num_blocks; ++b) {
+            VecI sums[R][P];
+#pragma GCC unroll 8
+            for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+                for (int p = 0; p < P; ++p)
+                    sums[r][p] = Layout::kHasMinimum ? zero_i() : broadcast4(bases + r * blocks_per_row + b);
+#pragma GCC unroll 8
+            for (int g = 0; g < kGroups / 2; ++g)
+#pragma GCC unroll 8
+                for (int p = 0; p < P; ++p) {
+                    VecI low, high;
+                    Layout::pair(w + p * panel_bytes, g, low, high);
+#pragma GCC unroll 8
+                    for (int r = 0; r < R; ++r) {
+                        const int8_t* row_codes = codes + r * int64_t{k} + 4 * g;
+                        sums[r][p] = dot<Layout::kNarrow>(sums[r][p], low, broadcast4(row_codes));
+                        sums[r][p] = dot<Layout::kNarrow>(sums[r][p], high, broadcast4(row_codes + 16));
+                    }
+                }
+#pragma GCC unroll 8
+            for (int p = 0; p < P; ++p) {
+                const Vec scale = Layout::scale(w + p * panel_bytes);
+#pragma GCC unroll 8
+                for (int r = 0; r < R; ++r) {
+                    const Vec scale_product = mul(scale, splat(scales[r * blocks_per_row + b]));
+                    acc[r][p] = fma(to_float(sums[r][p]), scale_product, acc[r][p]);
+                }
+                if constexpr (Layout::kHasMinimum) {
+                    const Vec minimum = Layout::minimum(w + p * panel_bytes);
+#pragma GCC unroll 8
+                    for (int r = 0; r < R; ++r)
+                        acc[r][p] =
+                            fma(minimum, as_float(broadcast4(bases + r * blocks_per_row + b)), acc[r][p]);
+                }
+            }
+            codes += kQuantBlock;
+            w += Layout::kBlockBytes;
+        }
+        store_chain(acc, out, ldy, num_columns);
+    }
+};
+
+template <WeightType type, bool unpacked>
+void run(const MatmulArgs& args, const MatmulPart& part, float* y, int64_t ldy, const MatmulConfig& config) {
+    constexpr int kBufferBytes =
+        unpacked ? kMaxUnpackedPanels * kMaxChunkBlocks * Unpacked<type>::kBlockBytes : 64;
+    alignas(kVectorBytes) uint8_t buffer[kBufferBytes];
+    Quantised<type, unpacked> kind = {};
+    kind.x = quantised_rows(args);
+    kind.k = args.w.k;
+    kind.weight = args.w;
+    kind.y = y;
+    kind.ldy = ldy;
+    kind.buffer = buffer;
+    walk_tiles(kind, args.w.k, part, config);
+}
+
+template <WeightType type>
+void run(const MatmulArgs& args, const MatmulPart& part, float* y, int64_t ldy) {
+    const MatmulConfig config = choose_matmul(part.row_end - part.row_begin, args.w.n, args.w.k, type);
+    if (config.chunk > 0)
+        run<type, true>(args, part, y, ldy, config);
+    else
+        run<type, false>(args, part, y, ldy, config);
+}
+
+}  // namespace
+
+void matmul_tile_quantised(const MatmulArgs& args, const MatmulPart& part, float* y, int64_t ldy) {
+    if (args.w.type == WeightType::q8)
+        run<WeightType::q8>(args, part, y, ldy);
+    else if (args.w.type == WeightType::q4)
+        run<WeightType::q4>(args, part, y, ldy);
+    else
+        run<WeightType::q4m>(args, part, y, ldy);
+}
+
+}  // namespace fastserve::FASTSERVE_ISA_NAMESPACE

@@ -1,0 +1,247 @@
+// matmul of every ISA and weight type against a plain loop in double precision, and its promise of the same
+// bits. `test_matmul --bench M N K type [isa] [threads]` times instead.
+#include <algorithm>
+#include <bit>
+#include <chrono>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "cpu/dispatch.h"
+#include "cpu/threads.h"
+#include "weights/half.h"
+#include "weights/packed_buffer.h"
+#include "weights/packed_layout.h"
+#include "weights/packing.h"
+
+namespace {
+
+using namespace fastserve;
+
+constexpr WeightType kTypes[] = {WeightType::f32, WeightType::f16, WeightType::bf16,
+                                 WeightType::q8,  WeightType::q4,  WeightType::q4m};
+constexpr float kUntouched = -12345.0f;
+int failures = 0;
+
+std::vector<float> random_floats(size_t count, uint32_t seed) {
+    std::mt19937 draw(seed);
+    std::normal_distribution<float> normal;
+    std::vector<float> values(count);
+    for (float& value : values) value = normal(draw);
+    return values;
+}
+
+// [rows, n] at ldy = n + 3, with untouched gaps checked.
+std::vector<float> multiply(const OpTable& isa, int num_threads, const std::vector<float>& x, int64_t ldx,
+                            int rows, const PackedWeight& w, const std::string& what) {
+    const int64_t ldy = w.n + 3, scratch_bytes = matmul_scratch_bytes(w.type, rows, w.k);
+    std::vector<float> y(static_cast<size_t>(rows * ldy), kUntouched);
+    std::vector<uint8_t> scratch(static_cast<size_t>(scratch_bytes) + 128, 0xa5);
+    auto* aligned = reinterpret_cast<uint8_t*>((reinterpret_cast<uintptr_t>(scratch.data()) + 63) / 64 * 64);
+    const MatmulArgs args = {
+        .x = x.data(), .ldx = ldx, .w = w, .rows = rows, .y = y.data(), .ldy = ldy, .scratch = aligned};
+    Team team(std::vector<int>(static_cast<size_t>(num_threads), -1));
+    team.run([&](const Worker& worker) { isa.matmul(args, worker); });
+    bool clean = std::all_of(aligned + scratch_bytes, scratch.data() + scratch.size(),
+                             [](uint8_t byte) { return byte == 0xa5; });
+    std::vector<float> packed;
+    for (int r = 0; r < rows; ++r) {
+        const float* row = y.data() + r * ldy;
+        packed.insert(packed.end(), row, row + w.n);
+        clean &= std::all_of(row + w.n, row + ldy, [](float value) { return value == kUntouched; });
+    }
+    if (!clean) {
+        std::printf("FAIL %s: wrote outside y or scratch\n", what.c_str());
+        ++failures;
+    }
+    return packed;
+}
+
+// What the kernels make of one row of x.
+std::vector<double> rounded(const float* x, int k, WeightType type) {
+    std::vector<double> result(x, x + k);
+    if (type == WeightType::bf16)
+        for (double& value : result) value = bfloat_to_float(float_to_bfloat(static_cast<float>(value)));
+    if (!is_quantised(type)) return result;
+    for (int begin = 0; begin < k; begin += kQuantBlock) {
+        float largest = 0;
+        for (int i = begin; i < begin + kQuantBlock; ++i) largest = std::max(largest, std::abs(x[i]));
+        const float scale = largest / 127;
+        for (int i = begin; i < begin + kQuantBlock; ++i)
+            result[static_cast<size_t>(i)] = scale == 0 ? 0.0 : double{std::nearbyint(x[i] / scale)} * scale;
+    }
+    return result;
+}
+
+// Every product is rounded into the sum at most three times: links of the chain x half an ulp of the largest
+// sum.
+void compare(const std::vector<float>& y, const std::vector<float>& x, int64_t ldx, int rows,
+             const PackedWeight& w, const std::vector<float>& weights, const std::string& what) {
+    const int links = is_quantised(w.type) ? 3 * (w.k / kQuantBlock) : w.k;
+    for (int r = 0; r < rows; ++r) {
+        const std::vector<double> row = rounded(x.data() + r * ldx, w.k, w.type);
+        for (int c = 0; c < w.n; ++c) {
+            double sum = 0, magnitude = 0;
+            for (int i = 0; i < w.k; ++i) {
+                const double product =
+                    row[static_cast<size_t>(i)] * weights[static_cast<size_t>(c) * w.k + i];
+                sum += product;
+                magnitude += std::abs(product);
+            }
+            const double tolerance = (links + 2) * 0x1p-24 * magnitude * (w.type == WeightType::q4m ? 2 : 1);
+            const float got = y[static_cast<size_t>(r) * w.n + c];
+            if (std::abs(got - sum) <= tolerance) continue;
+            std::printf("FAIL %s row %d column %d: %.9g, expected %.9g within %.3g\n", what.c_str(), r, c,
+                        got, sum, tolerance);
+            ++failures;
+            return;
+        }
+    }
+}
+
+void expect_same_bits(const float* a, const float* b, size_t count, const std::string& what) {
+    if (std::memcmp(a, b, count * sizeof *a) == 0) return;
+    std::printf("FAIL %s: bits differ\n", what.c_str());
+    ++failures;
+}
+
+// Weights around a non-zero mean, so that q4m has minima worth the name.
+PackedBuffer random_weight(WeightType type, int n, int k, std::vector<float>& meaning) {
+    std::vector<float> source = random_floats(static_cast<size_t>(n) * k, 7);
+    for (float& value : source) value += 0.5f;
+    PackedBuffer buffer(type, n, k);
+    pack_f32(source.data(), k, buffer.view(), buffer.data());
+    meaning.resize(source.size());
+    unpack(buffer.view(), meaning.data());
+    return buffer;
+}
+
+void test_shape(const Isa& isa, WeightType type, int n, int k) {
+    const int64_t ldx = k + 5;
+    const std::vector<float> x = random_floats(130 * static_cast<size_t>(ldx), 3);
+    std::vector<float> meaning;
+    const PackedBuffer buffer = random_weight(type, n, k, meaning);
+    const std::string base = std::string(isa.name) + " " + weight_type_name(type) + " N " +
+                             std::to_string(n) + " K " + std::to_string(k);
+    const std::vector<float> most = multiply(*isa.table, 1, x, ldx, 130, buffer.view(), base + " M 130");
+    compare(most, x, ldx, 130, buffer.view(), meaning, base + " M 130");
+    for (const int rows : {1, 2, 3, 7, 16, 33, 130}) {
+        const std::string what = base + " M " + std::to_string(rows);
+        const size_t count = static_cast<size_t>(rows) * n;
+        const std::vector<float> one = multiply(*isa.table, 1, x, ldx, rows, buffer.view(), what);
+        expect_same_bits(one.data(), most.data(), count, what + " against the first rows of M 130");
+        const std::vector<float> two =
+            multiply(*isa.table, 2, x, ldx, rows, buffer.view(), what + " threads 2");
+        expect_same_bits(one.data(), two.data(), count, what + " threads 1 and 2");
+        const std::vector<float> five =
+            multiply(*isa.table, 5, x, ldx, rows, buffer.view(), what + " threads 5");
+        expect_same_bits(one.data(), five.data(), count, what + " threads 1 and 5");
+    }
+}
+
+// All ISAs agree bit for bit: f32 and f16 are one chain of fma, quantised weights exact integers and then
+// fma.
+void test_isas_agree(WeightType type) {
+    const int n = 40, k = 576, rows = 9;
+    const std::vector<float> x = random_floats(static_cast<size_t>(rows) * k, 5);
+    std::vector<float> meaning;
+    const PackedBuffer buffer = random_weight(type, n, k, meaning);
+    std::vector<float> first;
+    for (const Isa& isa : isas()) {
+        if (!isa.supported) continue;
+        const std::string what = std::string(isa.name) + " " + weight_type_name(type);
+        const std::vector<float> y = multiply(*isa.table, 1, x, k, rows, buffer.view(), what);
+        if (first.empty()) first = y;
+        expect_same_bits(first.data(), y.data(), y.size(), what + " against the widest ISA");
+    }
+}
+
+void test_nan_and_zero_rows(const Isa& isa, WeightType type) {
+    const int n = 40, k = 64;
+    std::vector<float> x = random_floats(3 * k, 5), meaning;
+    std::fill(x.begin(), x.begin() + k, 0.0f);
+    x[k + 40] = std::nanf("");
+    const PackedBuffer buffer = random_weight(type, n, k, meaning);
+    const std::string what = std::string(isa.name) + " " + weight_type_name(type);
+    const std::vector<float> y = multiply(*isa.table, 1, x, k, 3, buffer.view(), what);
+    for (int c = 0; c < n; ++c) {
+        if (y[static_cast<size_t>(c)] == 0 && std::isnan(y[static_cast<size_t>(n + c)]) &&
+            std::isfinite(y[static_cast<size_t>(2 * n + c)]))
+            continue;
+        std::printf("FAIL %s: a row of zeros, a row with a NaN or the row behind it is wrong\n",
+                    what.c_str());
+        ++failures;
+        return;
+    }
+}
+
+int bench(int argc, char** argv) {
+    const int rows = std::atoi(argv[2]), n = std::atoi(argv[3]), k = std::atoi(argv[4]);
+    const WeightType type = find_weight_type(argv[5]);
+    const OpTable& isa = argc > 6 ? find_isa(argv[6]) : op_table();
+    Team team(std::vector<int>(argc > 7 ? std::strtoul(argv[7], nullptr, 10) : 1, -1));
+    // Enough copies that the weights come from DRAM: 512 MB, or one where many rows make that irrelevant.
+    const auto bytes = static_cast<size_t>(packed_bytes(type, n, k));
+    const size_t num_copies = rows > 64 ? 1 : std::max<size_t>(1, (size_t{512} << 20) / bytes);
+    std::vector<PackedBuffer> weights;
+    for (size_t i = 0; i < num_copies; ++i) {
+        weights.emplace_back(type, n, k);
+        std::memset(weights.back().data(), 0x11, bytes);
+    }
+    const std::vector<float> x = random_floats(static_cast<size_t>(rows) * k, 3);
+    std::vector<float> y(static_cast<size_t>(rows) * n);
+    std::vector<uint8_t> scratch(static_cast<size_t>(matmul_scratch_bytes(type, rows, k)) + 64);
+    auto* aligned = reinterpret_cast<uint8_t*>((reinterpret_cast<uintptr_t>(scratch.data()) + 63) / 64 * 64);
+    std::vector<double> seconds;
+    for (double total = 0; total < 1.0 || seconds.size() < 3;) {
+        const MatmulArgs args = {.x = x.data(),
+                                 .ldx = k,
+                                 .w = weights[seconds.size() % num_copies].view(),
+                                 .rows = rows,
+                                 .y = y.data(),
+                                 .ldy = n,
+                                 .scratch = aligned};
+        const auto start = std::chrono::steady_clock::now();
+        team.run([&](const Worker& worker) { isa.matmul(args, worker); });
+        seconds.push_back(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+        total += seconds.back();
+    }
+    std::sort(seconds.begin(), seconds.end());
+    const double median = seconds[seconds.size() / 2];
+    std::printf("%s %s M %d N %d K %d threads %d: median %.1f us, %.1f GB/s of weights, %.1f G products/s\n",
+                isa.isa, argv[5], rows, n, k, team.size(), median * 1e6,
+                static_cast<double>(bytes) / median * 1e-9,
+                static_cast<double>(rows) * n * k / median * 1e-9);
+    return 0;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+    if (argc > 5 && std::string(argv[1]) == "--bench") return bench(argc, argv);
+    for (const Isa& isa : isas()) {
+        if (!isa.supported) continue;
+        for (const WeightType type : kTypes) {
+            for (const int n : {40, 576})
+                for (const int k : {64, 576, 1056}) {
+                    // Portable fma is a call where the baseline has none: the large shape is left to the
+                    // others.
+                    if (n == 576 && (k == 1056 || std::string(isa.name) == "portable")) continue;
+                    test_shape(isa, type, n, k);
+                }
+            test_nan_and_zero_rows(isa, type);
+        }
+    }
+    for (const WeightType type : kTypes) test_isas_agree(type);
+    // Odd K: bf16 pads its pairs.
+    for (const Isa& isa : isas())
+        if (isa.supported)
+            for (const WeightType type : {WeightType::f32, WeightType::f16, WeightType::bf16})
+                test_shape(isa, type, 40, 75);
+    std::printf(failures == 0 ? "ok\n" : "%d failures\n", failures);
+    return failures == 0 ? 0 : 1;
+}
