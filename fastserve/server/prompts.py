@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
+from fastserve.errors import ModelConfigError
 from fastserve.request import SamplingParams
 from fastserve.server.errors import bad_request
 from fastserve.server.limits import Limits
@@ -78,12 +79,6 @@ def _checked_ids(ids: list[int], service: Service) -> list[int]:
 
 
 async def chat_prompt(request: ChatRequest, service: Service) -> list[int]:
-    template = service.chat_template
-    if template is None:
-        raise bad_request(
-            "this model has no chat template: it is a base model, ask /v1/completions",
-            code="no_chat_template",
-        )
     if not request.messages:
         raise bad_request("messages must hold at least one message", param="messages")
     messages = [_plain(message, idx) for idx, message in enumerate(request.messages)]
@@ -91,9 +86,13 @@ async def chat_prompt(request: ChatRequest, service: Service) -> list[int]:
     for message in messages:
         _check_length(message["content"], service)
     try:
-        return await _off_loop(num_chars, lambda: template.render_ids(messages, service.tokenizer))
+        return await _off_loop(
+            num_chars, lambda: service.chat_template.render_ids(messages, service.tokenizer)
+        )
     except ValueError as error:
         raise bad_request(str(error), param="messages") from None
+    except ModelConfigError as error:
+        raise bad_request(str(error), code="cannot_chat") from None
 
 
 def _plain(message: Message, idx: int) -> dict[str, str]:

@@ -24,7 +24,8 @@ class Tokenizer(Protocol):
 
 class ChatTemplate(Protocol):
     def render_ids(self, messages: list[dict[str, str]], tokenizer: Any) -> list[int]:
-        """Token ids up to where the assistant speaks. Raises ValueError if the template refuses."""
+        """Token ids up to where the assistant speaks. Raises ValueError if the template refuses
+        the messages, ModelConfigError if there is none (a base model) or it is broken."""
 
 
 class Service(Protocol):
@@ -34,7 +35,7 @@ class Service(Protocol):
     def tokenizer(self) -> Tokenizer: ...
 
     @property
-    def chat_template(self) -> ChatTemplate | None: ...  # None: a base model, which cannot chat
+    def chat_template(self) -> ChatTemplate: ...
 
     @property
     def metrics(self) -> CollectorRegistry: ...

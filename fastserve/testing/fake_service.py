@@ -8,6 +8,7 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter
 
+from fastserve.errors import ModelConfigError
 from fastserve.request import (
     CompletionOutput,
     FinishReason,
@@ -37,12 +38,16 @@ class FakeTokenizer:
 
 
 class FakeTemplate:
+    def __init__(self) -> None:
+        self.broken = False
+
     def render_ids(self, messages: list[dict[str, str]], tokenizer: Any) -> list[int]:
+        if self.broken:
+            raise ModelConfigError("this model has no chat template")
         if messages[0]["role"] == "assistant":
             raise ValueError("the conversation must not open with the assistant")
-        return [
-            token for message in messages for token in tokenizer.encode(message["content"], add_special=False)
-        ]
+        text = " ".join(message["content"] for message in messages)
+        return list(tokenizer.encode(text, add_special=False))
 
 
 def logprobs_of(token_id: int, num_top: int) -> TokenLogprobs:
@@ -56,7 +61,7 @@ class FakeService:
 
     def __init__(self) -> None:
         self.tokenizer = FakeTokenizer()
-        self.chat_template: FakeTemplate | None = FakeTemplate()
+        self.chat_template = FakeTemplate()
         self.metrics = CollectorRegistry()
         Counter("fastserve_fake", "a counter to be seen", registry=self.metrics).inc()
         self.healthy = True

@@ -198,15 +198,20 @@ async def test_streamed_logprobs_are_the_whole_ones_in_pieces(client: httpx.Asyn
 
 
 async def test_echo_with_logprobs_scores_the_prompt(client: httpx.AsyncClient) -> None:
-    answer = await complete(client, echo=True, logprobs=0, max_tokens=1)
+    answer = await complete(client, prompt=[1, 2, 3], echo=True, logprobs=0, max_tokens=1)
     choice = answer["choices"][0]
     assert choice["text"] == "w1 w2 w3 w1 "
     assert choice["logprobs"]["token_logprobs"] == [None, -0.5, -0.5, -0.5]
     assert choice["logprobs"]["text_offset"] == [0, 3, 6, 9]
 
 
+async def test_echo_repeats_the_prompt_as_it_was_written(client: httpx.AsyncClient) -> None:
+    answer = await complete(client, prompt=["w1   w2", "w7"], n=2, echo=True, max_tokens=1)
+    assert [choice["text"] for choice in answer["choices"]] == ["w1   w2w1 ", "w1   w2w2 ", "w7w7 ", "w7w8 "]
+
+
 async def test_echo_with_no_tokens_is_the_scored_prompt_alone(client: httpx.AsyncClient) -> None:
-    answer = await complete(client, echo=True, logprobs=1, max_tokens=0)
+    answer = await complete(client, prompt=[1, 2, 3], echo=True, logprobs=1, max_tokens=0)
     choice = answer["choices"][0]
     assert choice["text"] == "w1 w2 w3 "
     assert choice["logprobs"]["tokens"] == ["w1 ", "w2 ", "w3 "]

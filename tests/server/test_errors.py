@@ -180,8 +180,8 @@ async def test_unknown_model_is_a_404_that_names_the_one_here(client: httpx.Asyn
 
 
 async def test_a_base_model_asked_to_chat_is_a_400(client: httpx.AsyncClient, service: FakeService) -> None:
-    service.chat_template = None
-    assert error_of(await client.post(CHAT, json={"messages": USER}), 400)["code"] == "no_chat_template"
+    service.chat_template.broken = True
+    assert error_of(await client.post(CHAT, json={"messages": USER}), 400)["code"] == "cannot_chat"
 
 
 async def test_overlong_prompts_are_refused_with_the_numbers(

@@ -1,0 +1,31 @@
+"""`fastserve plan`: how a model would be divided, before anything is loaded."""
+
+from __future__ import annotations
+
+import argparse
+
+from fastserve.cli.install import require_native
+from fastserve.cli.options import ENGINE
+from fastserve.cli.settings import Settings
+from fastserve.config import EngineConfig
+
+OPTIONS = tuple(option for option in ENGINE if option.name in ("model", "devices", "offline"))
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "model", nargs="?", default=argparse.SUPPRESS, metavar="MODEL", help="the same as --model"
+    )
+
+
+def run(settings: Settings) -> int:
+    with settings.blamed():
+        config = EngineConfig(**settings.pick(OPTIONS))
+    require_native()
+    from fastserve.distributed.rank_program import open_model
+    from fastserve.distributed.shard_plan import describe, make_plan
+    from fastserve.weights.store import resolve_model
+
+    _, model = open_model(str(resolve_model(config.model, offline=config.offline)))
+    print(describe(model, make_plan(model, config.devices)))
+    return 0
