@@ -32,6 +32,10 @@ Exchange::Exchange(std::shared_ptr<SharedRegion> region, int rank)
 }
 
 Exchange::~Exchange() {
+    leave();
+}
+
+void Exchange::leave() {
     region_->slot(rank_).state.store(static_cast<int32_t>(RankState::left), std::memory_order_release);
 }
 

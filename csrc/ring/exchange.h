@@ -75,6 +75,9 @@ class Exchange {
     bool gave_up() const { return gave_up_.load(std::memory_order_acquire); }
     // Ends the group for all ranks.
     void raise_epoch();
+    // This rank takes part in no further collective; whoever waits for one gives up. The destructor does it
+    // too.
+    void leave();
 
     size_t gather_capacity() const { return half_bytes_; }  // bytes a rank may contribute to one all_gather
     // Rows of a [rows, d] matrix that one collective can merge; 0: the buffers do not hold one row.

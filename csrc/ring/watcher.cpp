@@ -36,7 +36,7 @@ Watcher::Watcher(const std::vector<pid_t>& pids, std::shared_ptr<SharedRegion> r
         const int fd = open_pidfd(pid);
         if (fd < 0 && errno != ESRCH) {
             const int error = errno;
-            close_all();
+            close_descriptors();
             throw std::system_error(error, std::generic_category(), "pidfd_open");
         }
         if (fd < 0) {
@@ -50,22 +50,28 @@ Watcher::Watcher(const std::vector<pid_t>& pids, std::shared_ptr<SharedRegion> r
     if (fds_.back() < 0) {
         const int error = errno;
         fds_.pop_back();
-        close_all();
+        close_descriptors();
         throw std::system_error(error, std::generic_category(), "eventfd");
     }
     thread_ = std::thread([this] { watch(); });
 }
 
 Watcher::~Watcher() {
+    close();
+}
+
+void Watcher::close() {
+    if (!thread_.joinable()) return;
     const uint64_t one = 1;
     while (write(fds_.back(), &one, sizeof one) < 0 && errno == EINTR) {
     }
     thread_.join();
-    close_all();
+    close_descriptors();
 }
 
-void Watcher::close_all() {
-    for (const int fd : fds_) close(fd);
+void Watcher::close_descriptors() {
+    for (const int fd : fds_) ::close(fd);
+    fds_.clear();
 }
 
 void Watcher::watch() {

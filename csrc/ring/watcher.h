@@ -12,19 +12,20 @@ namespace fastserve {
 
 class SharedRegion;
 
-// Watches from construction to destruction. A process whose rank left the group in good order ends unnoticed.
+// Watches from construction to close(). A process whose rank left the group in good order ends unnoticed.
 class Watcher {
   public:
     // Throws std::system_error where the kernel has no pidfds. A process that is gone already counts as
     // ended.
     Watcher(const std::vector<pid_t>& pids, std::shared_ptr<SharedRegion> region);
     ~Watcher();
+    void close();  // idempotent
     Watcher(const Watcher&) = delete;
     Watcher& operator=(const Watcher&) = delete;
 
   private:
     void watch();
-    void close_all();
+    void close_descriptors();
 
     std::shared_ptr<SharedRegion> region_;
     std::vector<pid_t> pids_;

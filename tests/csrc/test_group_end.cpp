@@ -28,11 +28,6 @@ int open_descriptors() {
     return count;
 }
 
-// Written by ranks, read by the test: lies in the region's extra bytes.
-std::atomic<uint32_t>& counter(const SharedRegion& region) {
-    return *static_cast<std::atomic<uint32_t>*>(region.extra());
-}
-
 void all_reduce(Exchange& exchange, Team& team) {
     std::vector<float> x(4 * 576, 1.0f);
     const AllReduceArgs args{x.data(), 576, 4, 576, &exchange};
@@ -40,6 +35,11 @@ void all_reduce(Exchange& exchange, Team& team) {
 }
 
 #if !defined(__SANITIZE_THREAD__)
+
+// Written by ranks, read by the test: lies in the region's extra bytes.
+std::atomic<uint32_t>& counter(const SharedRegion& region) {
+    return *static_cast<std::atomic<uint32_t>*>(region.extra());
+}
 
 void test_killed_rank_ends_the_waits_of_the_others() {
     for (const int algorithm : {0, 1}) {
