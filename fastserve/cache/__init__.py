@@ -1,0 +1,1 @@
+"""Paged KV: which block holds which positions of which slot. Plain Python; the bytes live in the ranks."""

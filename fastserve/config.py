@@ -1,0 +1,62 @@
+"""How an engine is set up: one frozen record that the CLI, `LLM` and the server all fill."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+KvDtype = Literal["auto", "f32", "bf16"]
+PolicyName = Literal["fcfs"]
+
+DEFAULT_MODEL = "smollm2-135m"
+_COUNTS = (
+    "devices",
+    "max_num_tokens",
+    "max_num_seqs",
+    "max_model_len",
+    "kv_cache_bytes",
+    "num_threads",
+    "max_waiting",
+)
+
+
+def _at_least(name: str, value: int | None, low: int) -> None:
+    if value is not None and value < low:
+        raise ValueError(f"{name} must be >= {low}, got {value}")
+
+
+def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """Raises ValueError naming the option, the rule and the value."""
+
+    model: str = DEFAULT_MODEL  # a known name, or a path to a GGUF file
+    devices: int = 1
+    max_num_tokens: int = 512  # rows of a step: decodes first, chunks of prompts fill the rest
+    max_num_seqs: int = 64  # requests that run at a time
+    max_model_len: int | None = None  # None: the model's own context length
+    kv_cache_bytes: int | None = None  # of the whole group; None: chosen from free memory
+    kv_dtype: KvDtype = "auto"
+    num_threads: int | None = None  # per device; None: the cores at hand, divided
+    offline: bool = False  # never fetch a model
+    policy: PolicyName = "fcfs"
+    max_waiting: int = 1024  # requests that wait for a slot; more are turned away
+    seed: int | None = None  # for requests that bring none; None: fresh ones from the system
+
+    def __post_init__(self) -> None:
+        if not self.model:
+            raise ValueError("model must name a model or a file, got ''")
+        for name in _COUNTS:
+            _at_least(name, getattr(self, name), 1)
+        _at_least("seed", self.seed, 0)
+        # Every running request must be able to decode in every step.
+        if self.max_num_tokens < self.max_num_seqs:
+            raise ValueError(
+                f"max_num_tokens must be >= max_num_seqs ({self.max_num_seqs}), got {self.max_num_tokens}"
+            )
+        _one_of("kv_dtype", self.kv_dtype, get_args(KvDtype))
+        _one_of("policy", self.policy, get_args(PolicyName))

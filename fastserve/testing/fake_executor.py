@@ -1,0 +1,168 @@
+"""Ranks without a model: checks every rule of the step protocol, and draws from what a slot has seen."""
+
+from __future__ import annotations
+
+import zlib
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from fastserve.errors import RankLostError
+from fastserve.step import Chunk, Sampled, SlotSampling, Step, StepResult
+
+BLOCK_SIZE = 16
+
+
+def next_token(history: Sequence[int], sampling: SlotSampling, vocab_size: int) -> int:
+    """What a slot draws after `history`: like a real draw, a function of tokens, position and seed alone."""
+    words = ",".join(map(str, (*history, sampling.seed if sampling.temperature else "greedy")))
+    return zlib.crc32(words.encode()) % vocab_size
+
+
+@dataclass
+class Slot:
+    num_prompt_tokens: int
+    sampling: SlotSampling
+    history: list[int] = field(default_factory=list)  # tokens whose KV is stored
+    last_token: int | None = None
+    blocks: list[list[int]] = field(default_factory=list)  # per group
+
+
+class FakeExecutor:
+    def __init__(
+        self,
+        *,
+        num_blocks: tuple[int, ...] = (64,),
+        max_num_tokens: int = 512,
+        max_samples: int = 64,
+        max_slots: int = 64,
+        vocab_size: int = 256,
+        max_model_len: int = 1024,
+    ) -> None:
+        self.num_blocks = num_blocks
+        self.block_size = BLOCK_SIZE
+        self.max_samples = max_samples
+        self.vocab_size = vocab_size
+        self.max_model_len = max_model_len
+        self.max_num_tokens = max_num_tokens
+        self.max_slots = max_slots
+        self.script: dict[int, int] = {}  # draws to come, by output index; overrides next_token
+        self.steps: list[Step] = []
+        self.slots: dict[int, Slot] = {}
+        self.max_ahead = 0
+        self.lost: str | None = None
+        self.closed = False
+        self._owner_of_block: dict[tuple[int, int], int] = {}
+        self._results: deque[StepResult] = deque()
+
+    def submit(self, step: Step) -> None:
+        self._check_alive()
+        assert not self.steps or step.step_id == self.steps[-1].step_id + 1
+        self.steps.append(step)
+        # Ranks apply steps in order, so running one at submission shows the same as running it later.
+        self._results.append(self._run(step))
+        self.max_ahead = max(self.max_ahead, len(self._results))
+
+    def collect(self) -> StepResult:
+        self._check_alive()
+        return self._results.popleft()
+
+    def close(self) -> None:
+        self.closed = True
+
+    def _check_alive(self) -> None:
+        if self.lost is not None:
+            raise RankLostError(self.lost)
+
+    def _run(self, step: Step) -> StepResult:
+        for slot in step.closed:
+            self._close(slot)
+        for opening in step.opened:
+            assert opening.slot not in self.slots, "a slot is opened once"
+            assert 0 <= opening.slot < self.max_slots
+            blocks: list[list[int]] = [[] for _ in self.num_blocks]
+            self.slots[opening.slot] = Slot(opening.num_prompt_tokens, opening.sampling, blocks=blocks)
+        for grant in step.blocks:
+            key = (grant.group, grant.block_id)
+            assert 0 <= grant.block_id < self.num_blocks[grant.group]
+            assert key not in self._owner_of_block, "no block lies in two slots"
+            self._owner_of_block[key] = grant.slot
+            self.slots[grant.slot].blocks[grant.group].append(grant.block_id)
+        assert 0 < step.num_tokens <= self.max_num_tokens
+        used = [chunk.slot for chunk in step.chunks] + list(step.decodes)
+        assert len(used) == len(set(used)), "a slot runs once in a step"
+        samples = [sample for chunk in step.chunks for sample in self._run_chunk(chunk)]
+        samples += [self._decode(slot) for slot in step.decodes]
+        assert len(samples) <= self.max_samples
+        return StepResult(step.step_id, tuple(samples), elapsed_us=1)
+
+    def _close(self, slot: int) -> None:
+        state = self.slots.pop(slot)
+        for group, block_ids in enumerate(state.blocks):
+            for block_id in block_ids:
+                del self._owner_of_block[group, block_id]
+
+    def _store(self, slot: int, token_id: int) -> None:
+        state = self.slots[slot]
+        assert 0 <= token_id < self.vocab_size
+        state.history.append(token_id)
+        assert len(state.history) <= self.max_model_len
+        for block_ids in state.blocks:
+            assert len(state.history) <= len(block_ids) * BLOCK_SIZE, (
+                "a block comes before its positions are used"
+            )
+
+    def _run_chunk(self, chunk: Chunk) -> list[Sampled]:
+        state = self.slots[chunk.slot]
+        assert state.last_token is None, "chunks come before decodes"
+        assert chunk.token_ids
+        assert chunk.num_scores == len(chunk.score_targets) <= len(chunk.token_ids)
+        for token_id in chunk.token_ids:
+            self._store(chunk.slot, token_id)
+        first = len(state.history) - chunk.num_scores
+        samples = [
+            Sampled(chunk.slot, target, True, -float(first + i), 1, ((target, -0.5), (1, -0.75)))
+            for i, target in enumerate(chunk.score_targets)
+        ]
+        if chunk.sample:
+            assert len(state.history) >= state.num_prompt_tokens, "a draw comes after the whole prompt"
+            samples.append(self._draw(chunk.slot))
+        return samples
+
+    def _decode(self, slot: int) -> Sampled:
+        token_id = self.slots[slot].last_token
+        assert token_id is not None, "a decode comes after a draw"
+        self._store(slot, token_id)
+        return self._draw(slot)
+
+    def _draw(self, slot: int) -> Sampled:
+        state = self.slots[slot]
+        output_idx = len(state.history) - state.num_prompt_tokens
+        token_id = self.script.get(output_idx)
+        if token_id is None:
+            token_id = next_token(state.history, state.sampling, self.vocab_size)
+        state.last_token = token_id
+        return Sampled(slot, token_id, False, -1.0, 1, ((token_id, -1.0), (2, -2.0), (3, -3.0)))
+
+
+class FakeTokenizer:
+    """Token i is byte i; 0 ends a text."""
+
+    def __init__(self, vocab_size: int = 256) -> None:
+        self.vocab_size = vocab_size
+        self.eos_ids = (0,)
+
+    def encode(self, text: str, *, add_special: bool) -> list[int]:
+        return list(text.encode())
+
+    def decode(self, ids: Sequence[int], *, skip_special: bool) -> str:
+        return bytes(ids).decode(errors="replace")
+
+    def token_bytes(self, token_id: int) -> bytes:
+        return bytes([token_id])
+
+    def token_text(self, token_id: int) -> str:
+        return bytes([token_id]).decode(errors="replace")
+
+    def is_special(self, token_id: int) -> bool:
+        return token_id in self.eos_ids

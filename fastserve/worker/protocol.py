@@ -1,0 +1,42 @@
+"""What the engine asks of an executor, wherever the ranks live."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from fastserve.step import Step, StepResult
+
+
+class Executor(Protocol):
+    """Runs steps in the order of their submission. Used by one thread, but for `close`."""
+
+    @property
+    def num_blocks(self) -> tuple[int, ...]:
+        """KV blocks, per layer group."""
+        ...
+
+    @property
+    def block_size(self) -> int: ...
+
+    @property
+    def max_samples(self) -> int:
+        """Sampled rows (draws and scores) that a step may have."""
+        ...
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    @property
+    def max_model_len(self) -> int: ...
+
+    def submit(self, step: Step) -> None:
+        """Queues `step` and returns. Raises RankLostError if the group has ended."""
+        ...
+
+    def collect(self) -> StepResult:
+        """The oldest result not collected yet; waits for it. Raises RankLostError."""
+        ...
+
+    def close(self) -> None:
+        """Ends the ranks; again is harmless."""
+        ...

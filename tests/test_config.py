@@ -1,0 +1,29 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from fastserve.config import EngineConfig
+
+
+def test_defaults_are_valid() -> None:
+    assert EngineConfig().max_num_tokens == 512
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"devices": 0}, "devices must be >= 1, got 0"),
+        ({"max_num_seqs": -3}, "max_num_seqs must be >= 1, got -3"),
+        ({"kv_cache_bytes": 0}, "kv_cache_bytes must be >= 1, got 0"),
+        ({"max_num_tokens": 8, "max_num_seqs": 16}, r"max_num_tokens must be >= max_num_seqs \(16\), got 8"),
+        ({"kv_dtype": "fp8"}, "kv_dtype must be one of auto, f32, bf16, got 'fp8'"),
+        ({"policy": "lifo"}, "policy must be one of fcfs, got 'lifo'"),
+        ({"seed": -1}, "seed must be >= 0, got -1"),
+        ({"model": ""}, "model must name a model"),
+    ],
+)
+def test_a_wrong_option_is_named_with_rule_and_value(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        EngineConfig(**options)
