@@ -145,7 +145,6 @@ int32_t gather_shards(const SampleArgs& args, const Worker& worker, Shard* shard
     size_t stride = 0;
     if (worker.thread_idx == 0) shards[0] = mine;
     const uint8_t* all = args.exchange->all_gather(&shards[0], sizeof mine, &stride, worker);
-    team_barrier(worker);  // shards[0] was read
     if (worker.thread_idx == 0) {
         for (int32_t rank = 0; rank < num_ranks(args); ++rank) {
             Shard shard;
@@ -172,7 +171,6 @@ void gather_row(const SampleArgs& args, const Worker& worker, const float* logit
         const int32_t n = bounded(widest - begin, 0, capacity);
         const float* mine = logits + begin;
         if (begin + n > args.n) {  // the widest shard is another's
-            team_barrier(worker);  // nobody copies from `padded` any more
             if (worker.thread_idx == 0)
                 for (int32_t i = 0; i < n; ++i)
                     scratch.padded[i] = begin + i < args.n ? logits[begin + i] : 0.0f;
@@ -233,7 +231,7 @@ void sample_wave(const SampleArgs& args, const Worker& worker, const int32_t* wa
 void sample_whole_rows_in_group(const SampleArgs& args, const Worker& worker, const Scratch& scratch) {
     const int32_t widest = gather_shards(args, worker, scratch.shards);
     const int32_t max_wave = kWaveRows * num_ranks(args);
-    int32_t wave[kWaveRows * kMaxRanks];
+    int32_t wave[kWaveRows * kMaxShards];
     int32_t num_wave = 0;
     for (int32_t s = 0; s < args.rows; ++s) {
         if (needs_whole_row(args.sample_rows[s])) wave[num_wave++] = s;

@@ -9,7 +9,7 @@ namespace fastserve {
 
 constexpr int32_t kPlainBatch = 64;  // rows whose best scores are exchanged together
 constexpr int32_t kWaveRows = 16;    // whole rows that a rank works on between two exchanges
-constexpr int32_t kMaxRanks = 256;   // of one group
+constexpr int32_t kMaxShards = 64;   // ranks of one group
 constexpr int32_t kPiecesPerThread =
     4;  // pieces of rows when rows are fewer than threads: evens out the ends
 
@@ -17,7 +17,7 @@ constexpr int32_t kPiecesPerThread =
 struct SampleScratchLayout {
     int64_t candidates;  // [kPlainBatch + kPiecesPerThread * num_threads] {score, id}: the best of each piece
     int64_t records;     // [kPlainBatch] {score, id}: the best of this rank's columns
-    int64_t shards;      // [kMaxRanks] {begin, n}: the columns of each rank
+    int64_t shards;      // [kMaxShards] {begin, n}: the columns of each rank
     int64_t outs;        // [kWaveRows] SampleOut
     int64_t padded;      // [V] this rank's columns, padded to the widest shard
     int64_t gathered;    // [kWaveRows, V] whole rows
@@ -30,7 +30,7 @@ struct SampleScratchLayout {
     SampleScratchLayout layout{};
     layout.records = layout.candidates + 2 * (kPlainBatch + int64_t{kPiecesPerThread} * num_threads);
     layout.shards = layout.records + 2 * kPlainBatch;
-    layout.outs = layout.shards + 2 * kMaxRanks;
+    layout.outs = layout.shards + 2 * kMaxShards;
     layout.padded = layout.outs + kWaveRows * static_cast<int64_t>(sizeof(SampleOut) / sizeof(float));
     layout.gathered = layout.padded + vocab_size;
     layout.work = layout.gathered + int64_t{kWaveRows} * vocab_size;

@@ -1,0 +1,196 @@
+// paged_attention on every ISA: equals softmax(q k) v in double; the same bits for any rows, threads, tiles
+// and places of blocks; memory beyond a query's keys never shows.
+#include <cstring>
+
+#include "on_isas.h"
+
+using namespace fastserve;
+
+namespace {
+
+struct Case {
+    int32_t e, num_heads, num_kv_heads, window;
+    KvType type;
+    int32_t num_slots = 2, length = 600;  // keys per slot
+};
+
+// Keys and values of all slots, [slot][position][kv head][e], and caches that hold them in some order of
+// blocks.
+class Cache {
+  public:
+    // Blocks are laid out from `first_block` on, forwards or backwards; what is not a key is NaN. Keys from
+    // `stored` on are left out.
+    Cache(const Case& c, int32_t stored, bool backwards) : case_(c), max_blocks_((c.length + 15) / 16) {
+        const size_t elements =
+            static_cast<size_t>(c.num_slots) * static_cast<size_t>(c.length * c.num_kv_heads * c.e);
+        keys = random_floats(elements, 11);
+        values = random_floats(elements, 12);
+        num_blocks_ = c.num_slots * max_blocks_;
+        const size_t size = static_cast<size_t>(num_blocks_ * c.num_kv_heads * c.e * kBlockSize);
+        const size_t bytes = size * (c.type == KvType::f32 ? 4 : 2);
+        k_bytes_.assign(bytes, 0xff);  // NaN in both types
+        v_bytes_.assign(bytes, 0xff);
+        for (int32_t i = 0; i < num_blocks_; ++i) tables_.push_back(backwards ? num_blocks_ - 1 - i : i);
+        Ints slots, positions;
+        for (int32_t slot = 0; slot < c.num_slots; ++slot)
+            for (int32_t p = 0; p < c.length; ++p) slots.push_back(slot), positions.push_back(p);
+        for (int32_t slot = 0; slot < c.num_slots; ++slot) {
+            const int32_t row = c.num_kv_heads * c.e;
+            const size_t from = static_cast<size_t>(slot * c.length);
+            const KvIndex index{&slots[from], &positions[from], tables_.data(), max_blocks_};
+            const StoreKvArgs args{&keys[from * static_cast<size_t>(row)],
+                                   row,
+                                   &values[from * static_cast<size_t>(row)],
+                                   row,
+                                   cache(),
+                                   index,
+                                   stored};
+            run_op(isas().back().table->store_kv, args, 1);
+        }
+    }
+    KvCache cache() {
+        return {k_bytes_.data(), v_bytes_.data(), case_.type, num_blocks_, case_.num_kv_heads, case_.e};
+    }
+    KvIndex index(const Ints& slots, const Ints& positions) const {
+        return {slots.data(), positions.data(), tables_.data(), max_blocks_};
+    }
+
+    Floats keys, values;
+
+  private:
+    Case case_;
+    int32_t max_blocks_, num_blocks_ = 0;
+    std::vector<uint8_t> k_bytes_, v_bytes_;
+    Ints tables_;
+};
+
+Ints kv_heads(const Case& c) {
+    Ints map;
+    for (int32_t h = 0; h < c.num_heads; ++h) map.push_back(h * c.num_kv_heads / c.num_heads);
+    return map;
+}
+
+// q of a row depends on its slot and position alone.
+Floats queries(const Case& c, const Ints& slots, const Ints& positions) {
+    Floats q;
+    for (size_t t = 0; t < slots.size(); ++t) {
+        const Floats row = random_floats(static_cast<size_t>(c.num_heads * c.e),
+                                         static_cast<uint32_t>(1000 * slots[t] + positions[t]), 2.0f);
+        q.insert(q.end(), row.begin(), row.end());
+    }
+    return q;
+}
+
+Floats attend(const OpTable& ops, const Case& c, Cache& cache, const Ints& slots, const Ints& positions,
+              int threads) {
+    const Floats q = queries(c, slots, positions);
+    const Ints map = kv_heads(c);
+    Floats out(q.size());
+    const int32_t ld = c.num_heads * c.e;
+    run_op(ops.paged_attention,
+           PagedAttentionArgs{q.data(), ld, cache.cache(), cache.index(slots, positions), map.data(),
+                              static_cast<int32_t>(slots.size()), c.num_heads,
+                              1.0f / std::sqrt(static_cast<float>(c.e)), c.window, out.data(), ld},
+           threads);
+    return out;
+}
+
+double element(const Case& c, float value) {
+    return c.type == KvType::f32 ? static_cast<double>(value) : rounded_to_bf16(value);
+}
+
+std::vector<double> expected(const Case& c, const Cache& cache, const Ints& slots, const Ints& positions) {
+    const Floats q = queries(c, slots, positions);
+    const Ints map = kv_heads(c);
+    std::vector<double> out(q.size());
+    const double scale = static_cast<double>(1.0f / std::sqrt(static_cast<float>(c.e)));
+    for (size_t t = 0; t < slots.size(); ++t)
+        for (int32_t h = 0; h < c.num_heads; ++h) {
+            const size_t at =
+                (t * static_cast<size_t>(c.num_heads) + static_cast<size_t>(h)) * static_cast<size_t>(c.e);
+            const auto row = [&](int32_t p) {
+                return static_cast<size_t>(
+                    ((slots[t] * c.length + p) * c.num_kv_heads + map[static_cast<size_t>(h)]) * c.e);
+            };
+            const int32_t begin = c.window > 0 ? std::max(0, positions[t] - c.window + 1) : 0;
+            double highest = -INFINITY, sum = 0;
+            std::vector<double> scores;
+            for (int32_t p = begin; p <= positions[t]; ++p) {
+                double score = 0;
+                for (int32_t i = 0; i < c.e; ++i)
+                    score += element(c, q[at + static_cast<size_t>(i)]) *
+                             element(c, cache.keys[row(p) + static_cast<size_t>(i)]);
+                scores.push_back(score * scale);
+                highest = std::max(highest, scores.back());
+            }
+            for (int32_t p = begin; p <= positions[t]; ++p) {
+                const double weight = std::exp(scores[static_cast<size_t>(p - begin)] - highest);
+                sum += weight;
+                for (int32_t i = 0; i < c.e; ++i)
+                    out[at + static_cast<size_t>(i)] +=
+                        weight * element(c, cache.values[row(p) + static_cast<size_t>(i)]);
+            }
+            for (int32_t i = 0; i < c.e; ++i) out[at + static_cast<size_t>(i)] /= sum;
+        }
+    return out;
+}
+
+std::vector<Case> cases() {
+    return {{64, 9, 3, 0, KvType::f32},   {64, 9, 3, 0, KvType::bf16}, {64, 5, 2, 100, KvType::bf16},
+            {64, 4, 4, 300, KvType::f32}, {6, 2, 1, 0, KvType::f32},   {34, 3, 1, 37, KvType::bf16},
+            {256, 2, 1, 0, KvType::f32},  {80, 40, 1, 0, KvType::bf16}};
+}
+
+void equals_softmax_in_double(const OpTable& ops) {
+    for (const Case& c : cases()) {
+        Cache cache(c, c.length, false);
+        const Ints slots = {0, 0, 0, 1, 1, 1, 1, 1}, positions = {0, 15, 16, 254, 255, 256, 511, 599};
+        const Floats out = attend(ops, c, cache, slots, positions, 2);
+        CHECK(worst_error(out, expected(c, cache, slots, positions), 0.1) < 3e-5);
+    }
+}
+
+// A decode row, alone on one thread, is the twin of the same row in a prefill, a batch, other threads and
+// blocks.
+void same_bits_whatever_shares_the_step(const OpTable& ops) {
+    for (const Case& c : cases()) {
+        Cache forwards(c, c.length, false), backwards(c, c.length, true);
+        Ints slots, positions;
+        for (int32_t p = 0; p < 43; ++p) slots.push_back(0), positions.push_back(p);
+        for (int32_t p = 240; p < 275; ++p) slots.push_back(1), positions.push_back(p);
+        slots.insert(slots.end(), {0, 1, 0, 0});
+        positions.insert(positions.end(), {599, 3, 512, 90});
+        const Floats all = attend(ops, c, forwards, slots, positions, 1);
+        CHECK(all == attend(ops, c, forwards, slots, positions, 2));
+        CHECK(all == attend(ops, c, backwards, slots, positions, 3));
+        const size_t width = static_cast<size_t>(c.num_heads * c.e);
+        for (size_t t = 0; t < slots.size(); t += 5) {
+            const Floats alone =
+                attend(ops, c, backwards, {slots[t]}, {positions[t]}, 1 + static_cast<int>(t % 3));
+            CHECK(std::memcmp(alone.data(), &all[t * width], width * sizeof(float)) == 0);
+        }
+    }
+}
+
+void keys_beyond_the_position_never_show(const OpTable& ops) {
+    for (const Case& c : cases()) {
+        for (const int32_t position : {0, 20, 255, 300}) {
+            Cache whole(c, c.length, false), cut(c, position + 1, false);
+            const Floats with_later_keys = attend(ops, c, whole, {1}, {position}, 1);
+            CHECK(with_later_keys == attend(ops, c, cut, {1}, {position}, 1));
+            // In a tile with rows that see garbage, the rows that do not are what they were.
+            const Floats tile = attend(ops, c, cut, {1, 1, 1}, {position, position + 1, position + 40}, 1);
+            CHECK(std::memcmp(tile.data(), with_later_keys.data(), with_later_keys.size() * sizeof(float)) ==
+                  0);
+        }
+    }
+}
+
+}  // namespace
+
+int main() {
+    for_each_isa(equals_softmax_in_double);
+    for_each_isa(same_bits_whatever_shares_the_step);
+    for_each_isa(keys_beyond_the_position_never_show);
+    return failures() != 0;
+}
