@@ -12,9 +12,12 @@
 
 #include "weights/gguf.h"
 
+#include "bindings/bindings.h"
+
 namespace py = pybind11;
 
-namespace fastserve {
+using namespace fastserve;
+
 namespace {
 
 // Bytes that are no UTF-8 survive as lone surrogates, as in Python's own file names.
@@ -154,4 +157,3 @@ void bind_weights(py::module_& m) {
             py::arg("name"), "A copy of the tensor's bytes, as they lie in the file.");
 }
 
-}  // namespace fastserve
