@@ -1,5 +1,7 @@
 #include "program/mailbox.h"
 
+#include <pybind11/stl.h>
+
 #include <memory>
 #include <optional>
 
