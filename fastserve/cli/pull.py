@@ -1,34 +1,22 @@
-"""`fastserve pull`: brings a model onto this machine and prints where it is."""
+"""`fastserve pull`: fetches a model unless it is here, and prints where it is."""
 
 from __future__ import annotations
 
 import argparse
-import sys
 
-from fastserve.errors import ModelNotFoundError
-from fastserve.weights.pull import pull
-from fastserve.weights.registry import DEFAULT_MODEL, KNOWN_MODELS
+from fastserve.cli.options import ENGINE
+from fastserve.cli.settings import Settings, add_model
+
+OPTIONS = tuple(option for option in ENGINE if option.name in ("model", "offline"))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "model",
-        nargs="?",
-        default=DEFAULT_MODEL,
-        help=f"one of: {', '.join(KNOWN_MODELS)} (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--offline", action="store_true", help="never download: fail if the model is not here"
-    )
-    parser.add_argument("--quiet", action="store_true", help="show no progress bar")
+    add_model(parser)
 
 
-def run(args: argparse.Namespace) -> int:
-    """Prints the file's path on stdout; gives 1 after one line on stderr when there is none."""
-    try:
-        path = pull(args.model, offline=args.offline, progress=not args.quiet)
-    except ModelNotFoundError as error:
-        print(f"fastserve: {error}", file=sys.stderr)
-        return 1
-    print(path)
+def run(settings: Settings) -> int:
+    """Raises ModelNotFoundError, which the command line turns into one line."""
+    from fastserve.weights.store import resolve_model  # tqdm, hashing and zip files: not for --help
+
+    print(resolve_model(settings.model, offline=settings.offline))
     return 0

@@ -50,7 +50,7 @@ class ModelFile:
 
     @property
     def metadata(self) -> Mapping[str, object]:
-        """int, float, bool, str, or a list of one of these, by key. Bytes that are no UTF-8: surrogateescape."""
+        """int, float, bool, str, or a list of one of these, by key. No UTF-8: surrogateescape."""
         return self._file.metadata
 
     @property

