@@ -28,9 +28,9 @@ MAX_WIDTH = 10_000  # integers given to functions: enough for any range or index
 MAX_INTEGER_BITS = 4_096
 # Those that chat templates use; round, center, format, batch, wordwrap and the like only cost time or memory.
 _FILTERS = """
-    abs capitalize count d default dictsort e escape first float indent int items join last length
-    list lower map max min reject rejectattr replace reverse safe select selectattr sort string sum title trim unique
-    upper
+    abs capitalize count d default dictsort e escape first float indent int items join last length list
+    lower map max min reject rejectattr replace reverse safe select selectattr sort string sum title trim
+    unique upper
 """
 _STRING_METHODS = """
     capitalize casefold count endswith find index isalnum isalpha isascii isdecimal isdigit islower isnumeric
@@ -174,7 +174,7 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
                 raise TemplateLimitError(f"it called a function with {value}; the limit is {MAX_WIDTH}")
         text, method = getattr(__obj, "__self__", None), getattr(__obj, "__name__", "")
         if isinstance(text, str):
-            # Within loops and blocks jinja2 passes their variables along, which only functions of its own take.
+            # Within loops and blocks jinja2 passes their variables along, for functions of its own.
             named = {name: value for name, value in kwargs.items() if not name.startswith("_")}
             return __self.check(__self._call_string_method(text, method, *args, **named))
         return __self.check(super().call(__context, __obj, *args, **kwargs))
