@@ -1,7 +1,8 @@
 """How the processes of one host that torchrun started find each other and share memory.
 
-Rank 0 listens on an abstract unix socket: no file, nothing to leave behind. Its name follows from what torchrun
-gives every process of a run. Either side refuses a peer of another user. Messages have a fixed layout.
+Rank 0 listens on an abstract unix socket: no file, nothing to leave behind. Its name follows from what
+torchrun gives every process of a run. Either side refuses a peer of another user. The layout of messages is
+fixed.
 
     rank r -> 0   HELLO      magic, protocol, rank, number of ranks
     0 -> rank r   the region's descriptor (SCM_RIGHTS), once every rank has said hello

@@ -1,0 +1,104 @@
+"""What a rank of test_group.py runs: group_rank.py BEHAVIOUR; prints what the test looks at."""
+
+from __future__ import annotations
+
+import array
+import os
+import signal
+import sys
+
+from fastserve.distributed.group import Group, init_group
+from fastserve.errors import FastServeError
+
+
+class Tensor:
+    """As much of a contiguous fp32 torch tensor as a group uses; torch takes seconds to import."""
+
+    dtype = "torch.float32"
+    device = "cpu"
+
+    def __init__(self, values: list[float], shape: tuple[int, ...]) -> None:
+        self.values = array.array("f", values)
+        self.shape = shape
+
+    def data_ptr(self) -> int:
+        return self.values.buffer_info()[0]
+
+    def is_contiguous(self) -> bool:
+        return True
+
+
+def reduce_shapes(group: Group) -> None:
+    # 5,000 floats do not fit 4096 bytes, 600 rows go in many slices.
+    for shape in ((), (7,), (3, 100), (600, 16), (5000,), (2, 3, 8), (0, 4)):
+        count = 1
+        for extent in shape:
+            count *= extent
+        tensor = Tensor([group.rank + 1.0 + i for i in range(count)], shape)
+        group.all_reduce(tensor)
+        ranks = group.size * (group.size + 1) // 2
+        assert list(tensor.values) == [ranks + group.size * i for i in range(count)]
+    group.barrier()
+
+
+def reduce_order_matters(group: Group) -> None:
+    tensor = Tensor([(1e8, 1.0, -1e8)[(group.rank + i) % 3] + i / 3 for i in range(512)], (1, 512))
+    group.all_reduce(tensor)
+    print(tensor.values.tobytes().hex())
+
+
+def refuse(group: Group) -> None:
+    tensor = Tensor([1.0], (1,))
+    tensor.dtype = "torch.float16"
+    for wrong in (tensor, [1.0], array.array("f", [1.0])):
+        try:
+            group.all_reduce(wrong)  # type: ignore[arg-type]
+        except ValueError as error:
+            print(error)
+
+
+def lose_rank_1(group: Group) -> None:
+    group.barrier()
+    if group.rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    wait_for_ever(group)
+
+
+def leave_early(group: Group) -> None:
+    group.barrier()
+    if group.rank == 1:
+        return
+    wait_for_ever(group)
+
+
+def interrupt_rank_0(group: Group) -> None:
+    group.barrier()
+    if group.rank == 0:
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        signal.signal(signal.SIGALRM, signal.default_int_handler)
+        group.barrier()  # rank 1 never comes
+    sys.stdin.read()
+
+
+def wait_for_ever(group: Group) -> None:
+    tensor = Tensor([1.0] * 64, (1, 64))
+    try:
+        while True:
+            group.all_reduce(tensor)
+    except FastServeError as error:
+        print(f"{type(error).__name__}: {error}")
+
+
+def main() -> None:
+    try:
+        with init_group(symmetric_bytes=4096, timeout_s=float(os.environ.get("TIMEOUT_S", "30"))) as group:
+            assert (group.rank, group.size) == (int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
+            globals()[sys.argv[1]](group)
+    except KeyboardInterrupt:
+        print("KeyboardInterrupt")
+    except FastServeError as error:
+        print(f"{type(error).__name__}: {error}")
+    assert "torch" not in sys.modules
+
+
+main()
