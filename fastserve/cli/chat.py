@@ -9,7 +9,7 @@ from contextlib import closing, suppress
 from typing import TYPE_CHECKING
 
 from fastserve.cli.options import CHAT, ENGINE, SAMPLING
-from fastserve.cli.settings import Settings, say
+from fastserve.cli.settings import Settings, add_model, say
 from fastserve.cli.speech import load, sampling_params, show
 from fastserve.errors import CapacityError
 from fastserve.request import RequestOutput, SamplingParams
@@ -24,9 +24,7 @@ Message = dict[str, str]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "model", nargs="?", default=argparse.SUPPRESS, metavar="MODEL", help="the same as --model"
-    )
+    add_model(parser)
 
 
 def run(settings: Settings) -> int:

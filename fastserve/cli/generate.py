@@ -14,23 +14,21 @@ OPTIONS = ENGINE + SAMPLING
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("prompts", nargs="*", metavar="PROMPT", help="what to continue; none: all of stdin")
-    parser.add_argument(
-        "--chat", action="store_true", help="a prompt is a message to answer, not a text to go on"
-    )
+    parser.add_argument("--chat", action="store_true", help="prompts are messages to answer")
 
 
 def run(settings: Settings) -> int:
-    prompts = settings.prompts or [_from_stdin()]
+    prompts: list[str] = settings.prompts or [_from_stdin()]
     if not all(prompts):
         raise UsageError("a prompt must not be empty")
     params = sampling_params(settings)
+    conversations = [[{"role": "user", "content": prompt}] for prompt in prompts]
     with load(settings) as llm:
-        wanted = [[{"role": "user", "content": prompt}] if settings.chat else prompt for prompt in prompts]
-        if len(wanted) == 1:
-            show(llm.stream(wanted[0], params))
+        if len(prompts) == 1:
+            show(llm.stream(conversations[0] if settings.chat else prompts[0], params))
             print()
             return 0
-        answers = llm.chat(wanted, params) if settings.chat else llm.generate(wanted, params)
+        answers = llm.chat(conversations, params) if settings.chat else llm.generate(prompts, params)
     for answer in answers:
         print(answer.outputs[0].text)
     return 0

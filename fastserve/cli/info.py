@@ -41,17 +41,15 @@ def native() -> list[tuple[str, str]]:
         module = require_native()
     except InstallError as error:
         return [("cpu kernels", f"not usable: {error}")]
-    built = module.isas()
     try:
-        chosen = module.isa()
+        chosen = f"isa {module.isa()}"
     except (RuntimeError, ValueError) as error:
-        chosen = f"none: {error}"
-    return [("cpu kernels", f"isa {chosen}"), *((f"  {name}", text) for name, text in _isas(built))]
+        chosen = f"not usable: {error}"
+    return [("cpu kernels", chosen), *(_isa(*built) for built in module.isas())]
 
 
-def _isas(built: object) -> list[tuple[str, str]]:
-    assert isinstance(built, list | tuple)
-    return [(str(item), "built") for item in built]
+def _isa(name: str, supported: bool, needs: str) -> tuple[str, str]:
+    return f"  {name}", "built, usable" if supported else f"built; this CPU lacks it (needs {needs})"
 
 
 def cores() -> str:
@@ -60,7 +58,8 @@ def cores() -> str:
     quota = cgroup_cpus()
     limit = "no quota" if quota is None else f"a quota of {quota:g}"
     allowed = len(os.sched_getaffinity(0))
-    return f"{len(usable_cores())} used ({allowed} allowed by affinity, {limit}, {os.cpu_count()} in the machine)"
+    used = len(usable_cores())
+    return f"{used} used ({allowed} allowed by affinity, {limit}, {os.cpu_count()} in the machine)"
 
 
 def memory() -> str:

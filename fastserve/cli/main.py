@@ -1,7 +1,7 @@
 """`fastserve VERB`: finds the verb, settles its options and turns every error into one line and an exit code.
 
-A verb is a module of this folder: add_arguments(parser), run(settings) -> exit code, and (if it takes any of the
-table) OPTIONS. It is imported when it is asked for, and imports what is heavy in run.
+A verb is a module of this folder: add_arguments(parser), run(settings) -> exit code, and OPTIONS if it takes
+any of the table. It is imported when it is asked for, and imports what is heavy in run.
 """
 
 from __future__ import annotations

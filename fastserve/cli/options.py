@@ -75,7 +75,7 @@ def _texts(value: object) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """`convert` takes a string (flag, variable) or what YAML holds; a default of None is left to who uses it."""
+    """`convert` takes a string or what YAML holds; a default of None is left to whoever uses it."""
 
     name: str
     convert: Callable[[object], Any]
@@ -130,9 +130,7 @@ ENGINE = (
     _engine("devices", _integer, "how many devices share the model's layers"),
     _engine("max_num_tokens", _integer, "rows of a step"),
     _engine("max_num_seqs", _integer, "requests that run at a time"),
-    _engine(
-        "max_model_len", _integer, "longest prompt and answer in tokens", shown_default="the model's own"
-    ),
+    _engine("max_model_len", _integer, "longest prompt and answer", shown_default="the model's own"),
     _engine("kv_cache_bytes", _size, "memory for keys and values", shown_default="from free memory"),
     _engine("kv_dtype", _text, "how keys and values are kept", choices=get_args(KvDtype)),
     _engine("num_threads", _integer, "threads of each device", shown_default="the cores at hand, divided"),
@@ -145,9 +143,7 @@ ENGINE = (
 SERVER = (
     Option("host", _text, "127.0.0.1", "address to listen on; 0.0.0.0 is every network"),
     Option("port", _integer, 8000, "0: any free one"),
-    Option(
-        "api_key", _texts, [], "who knows one may enter; may be given several times", shown_default="none"
-    ),
+    Option("api_key", _texts, [], "who knows it may enter; can be repeated", shown_default="none"),
     Option("served_model_name", _text, None, "what requests call the model", shown_default="its name"),
     Option("drain_timeout", _real, 30.0, "seconds that running requests get to finish at the end"),
     Option("access_log", _flag, False, "print a line per request"),
@@ -165,9 +161,7 @@ SAMPLING = (
     Option("repetition_penalty", _real, 1.0, "above 1: discourage what was said"),
     Option("presence_penalty", _real, 0.0, "discourage tokens that the answer holds"),
     Option("frequency_penalty", _real, 0.0, "discourage tokens by how often the answer holds them"),
-    Option(
-        "stop", _texts, [], "end where the answer says this; may be given several times", shown_default="none"
-    ),
+    Option("stop", _texts, [], "end where the answer says this; can be repeated", shown_default="none"),
     Option("ignore_eos", _flag, False, "go on where the model would end"),
 )
 

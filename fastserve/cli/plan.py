@@ -6,16 +6,14 @@ import argparse
 
 from fastserve.cli.install import require_native
 from fastserve.cli.options import ENGINE
-from fastserve.cli.settings import Settings
+from fastserve.cli.settings import Settings, add_model
 from fastserve.config import EngineConfig
 
 OPTIONS = tuple(option for option in ENGINE if option.name in ("model", "devices", "offline"))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "model", nargs="?", default=argparse.SUPPRESS, metavar="MODEL", help="the same as --model"
-    )
+    add_model(parser)
 
 
 def run(settings: Settings) -> int:

@@ -11,16 +11,14 @@ from types import FrameType
 
 from fastserve.cli.install import require_native
 from fastserve.cli.options import ENGINE, SERVER
-from fastserve.cli.settings import Settings, UsageError, say
+from fastserve.cli.settings import Settings, UsageError, add_model, say
 from fastserve.config import EngineConfig
 
 OPTIONS = ENGINE + SERVER
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "model", nargs="?", default=argparse.SUPPRESS, metavar="MODEL", help="the same as --model"
-    )
+    add_model(parser)
 
 
 def run(settings: Settings) -> int:
@@ -52,9 +50,8 @@ def run(settings: Settings) -> int:
     try:
         lifecycle = Lifecycle()
         name = settings.served_model_name or model_name(config.model)
-        app = create_app(
-            engine, model_name=name, api_keys=settings.api_key, limits=limits, lifecycle=lifecycle
-        )
+        keys = settings.api_key
+        app = create_app(engine, model_name=name, api_keys=keys, limits=limits, lifecycle=lifecycle)
         ending = run(
             app,
             engine,

@@ -36,6 +36,9 @@ class Settings(argparse.Namespace):
         super().__init__(**values)
         self._sources = sources  # of those that are not defaults: "--port", "FASTSERVE_PORT", "file.yaml: port"
 
+    def __getitem__(self, name: str) -> Any:
+        return getattr(self, name)
+
     def pick(self, options: Sequence[Option]) -> dict[str, Any]:
         return {option.name: getattr(self, option.name) for option in options}
 
@@ -48,6 +51,13 @@ class Settings(argparse.Namespace):
             name, _, rest = str(error).partition(" ")
             text = f"{self._sources[name]} {rest}" if name in self._sources else str(error)
             raise UsageError(text) from None
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """`fastserve serve MODEL` is `fastserve serve --model MODEL`."""
+    parser.add_argument(
+        "model", nargs="?", default=argparse.SUPPRESS, metavar="MODEL", help="the same as --model"
+    )
 
 
 def add_options(parser: argparse.ArgumentParser, options: Sequence[Option]) -> None:

@@ -11,7 +11,8 @@ from fastserve.request import RequestOutput, SamplingParams
 
 
 class Tokenizer(Protocol):
-    vocab_size: int
+    @property
+    def vocab_size(self) -> int: ...
 
     def encode(self, text: str, *, add_special: bool) -> list[int]: ...
 
