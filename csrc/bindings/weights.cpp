@@ -156,4 +156,3 @@ void bind_weights(py::module_& m) {
             },
             py::arg("name"), "A copy of the tensor's bytes, as they lie in the file.");
 }
-
