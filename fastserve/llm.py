@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from itertools import count
 from types import TracebackType
 from typing import Any, Self, cast
 
 from fastserve.config import DEFAULT_MODEL, EngineConfig
 from fastserve.engine.build import build_engine
+from fastserve.engine.deferred_interrupt import DeferredInterrupt
 from fastserve.engine.engine import Engine
 from fastserve.engine.outputs import OutputBuilder
 from fastserve.engine.text import EngineTokenizer
@@ -70,7 +71,7 @@ class LLM:
 
     def stream(
         self, prompt: Prompt | list[Message], sampling_params: SamplingParams | None = None
-    ) -> Iterator[RequestOutput]:
+    ) -> Generator[RequestOutput, None, None]:
         """The answer so far, again and again until it is finished; closing the iterator aborts the request.
 
         prompt: a text, token ids, or a conversation. It is looked at, and refused, when the iteration starts.
@@ -83,11 +84,13 @@ class LLM:
         builder = self._builders[request_id]
         num_seen = 0
         try:
-            while not builder.output.finished:
-                self._pump()
-                if builder.num_deltas > num_seen:
-                    num_seen = builder.num_deltas
-                    yield builder.snapshot()
+            while True:
+                while builder.num_deltas == num_seen:  # other calls may have run its steps meanwhile
+                    self._pump()
+                num_seen = builder.num_deltas
+                yield builder.snapshot()
+                if builder.output.finished and builder.num_deltas == num_seen:
+                    return
         finally:
             self._drop([request_id])
 
@@ -144,8 +147,9 @@ class LLM:
 
     def _pump(self) -> None:
         """One step, for every request under way."""
-        for delta in self._engine.step():
-            self._builders[delta.request_id].apply(delta)
+        with DeferredInterrupt():
+            for delta in self._engine.step():
+                self._builders[delta.request_id].apply(delta)
 
     def _drop(self, request_ids: list[str]) -> None:
         for request_id in request_ids:

@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+import signal
+import threading
+
+import pytest
+
+from fastserve.engine.deferred_interrupt import DeferredInterrupt
+
+
+def test_an_interrupt_takes_effect_when_the_work_is_done() -> None:
+    done = False
+    with pytest.raises(KeyboardInterrupt), DeferredInterrupt():
+        signal.raise_signal(signal.SIGINT)
+        done = True
+    assert done
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_second_interrupt_takes_effect_at_once() -> None:
+    done = False
+    with pytest.raises(KeyboardInterrupt), DeferredInterrupt():
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        done = True
+    assert not done
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_without_an_interrupt_nothing_happens_and_it_may_be_used_again() -> None:
+    deferred = DeferredInterrupt()
+    for _ in range(2):
+        with deferred:
+            pass
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_other_threads_leave_the_handler_alone() -> None:
+    seen = []
+
+    def work() -> None:
+        with DeferredInterrupt():
+            seen.append(signal.getsignal(signal.SIGINT))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == [signal.default_int_handler]
