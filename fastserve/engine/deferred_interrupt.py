@@ -1,7 +1,7 @@
 """Holds Ctrl-C back while it would tear a step apart.
 
-KeyboardInterrupt may be raised after a result was taken out of the mailbox and before anybody saw it; the engine
-would be out of step with its ranks from then on.
+KeyboardInterrupt may be raised after a result was taken out of the mailbox and before anybody saw it; the
+engine would be out of step with its ranks from then on.
 """
 
 from __future__ import annotations

@@ -3,27 +3,30 @@ from __future__ import annotations
 import signal
 import threading
 
-import pytest
-
 from fastserve.engine.deferred_interrupt import DeferredInterrupt
 
 
+def interrupt(*, times: int) -> list[str]:
+    """What happens, in order."""
+    seen = []
+    try:
+        with DeferredInterrupt():
+            for _ in range(times):
+                seen.append("interrupt")
+                signal.raise_signal(signal.SIGINT)
+            seen.append("work")
+    except KeyboardInterrupt:
+        seen.append("raised")
+    return seen
+
+
 def test_an_interrupt_takes_effect_when_the_work_is_done() -> None:
-    done = False
-    with pytest.raises(KeyboardInterrupt), DeferredInterrupt():
-        signal.raise_signal(signal.SIGINT)
-        done = True
-    assert done
+    assert interrupt(times=1) == ["interrupt", "work", "raised"]
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_a_second_interrupt_takes_effect_at_once() -> None:
-    done = False
-    with pytest.raises(KeyboardInterrupt), DeferredInterrupt():
-        signal.raise_signal(signal.SIGINT)
-        signal.raise_signal(signal.SIGINT)
-        done = True
-    assert not done
+    assert interrupt(times=2) == ["interrupt", "interrupt", "raised"]
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
