@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 
 from fastserve.distributed.rendezvous import Place, listen
-from fastserve.errors import GroupError
 
 SCRIPT = Path(__file__).with_name("group_rank.py")
 ROOT = Path(__file__).parents[2]
@@ -139,21 +138,3 @@ def test_rank_of_another_world_is_turned_away(run: Run) -> None:
     run.start(1, "reduce_shapes", WORLD_SIZE="3", LOCAL_WORLD_SIZE="3")
     assert run.output(0).endswith("does not fit this group: rank 1 of 3")
     assert run.output(1) == "GroupError: rank 0 ended or turned this rank away while the group was being made"
-
-
-@pytest.mark.parametrize(
-    ("variables", "message"),
-    [
-        ({"RANK": None}, "RANK is not set: start this script with `torchrun"),
-        ({"RANK": "two"}, "RANK must be a number, got 'two'"),
-        ({"RANK": "2"}, r"RANK must be in \[0, WORLD_SIZE\), got 2 of 2"),
-        ({"MASTER_PORT": None}, "MASTER_PORT is not set"),
-        ({"LOCAL_WORLD_SIZE": "1"}, "one host for now, but WORLD_SIZE is 2 and LOCAL_WORLD_SIZE 1"),
-    ],
-)
-def test_environment_that_is_not_torchruns_is_refused(
-    run: Run, variables: dict[str, str | None], message: str
-) -> None:
-    changed = {**run.environment(0), **variables}
-    with pytest.raises(GroupError, match=message):
-        Place.from_environment({name: value for name, value in changed.items() if value is not None})
