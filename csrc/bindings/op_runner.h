@@ -46,6 +46,7 @@ class OpRunner {
     void* scratch(int64_t bytes) {
         if (bytes > scratch_bytes_) {
             const size_t size = (static_cast<size_t>(bytes) + 63) / 64 * 64;
+            scratch_bytes_ = 0;
             scratch_.reset(std::aligned_alloc(64, size));
             if (!scratch_) throw std::bad_alloc();
             scratch_bytes_ = static_cast<int64_t>(size);

@@ -15,6 +15,8 @@
 #include "cpu/dispatch.h"
 #include "ops.h"
 #include "ring/exchange.h"
+#include "weights/packed_layout.h"
+#include "weights/packing.h"
 
 namespace py = pybind11;
 
@@ -54,13 +56,6 @@ void check_index(const KvIndex& index, int32_t rows, int32_t num_slots, int32_t 
     }
 }
 
-WeightType weight_type(const std::string& name) {
-    const char* const names[] = {"f32", "f16", "bf16", "q8", "q4", "q4m"};  // in the order of WeightType
-    for (int i = 0; i < 6; ++i)
-        if (name == names[i]) return static_cast<WeightType>(i);
-    throw std::invalid_argument("type must be f32, f16, bf16, q8, q4 or q4m, got " + name);
-}
-
 KvType kv_type(bool bf16) {
     return bf16 ? KvType::bf16 : KvType::f32;
 }
@@ -92,16 +87,32 @@ void rms_norm(Address x, int64_t ldx, Address residual, int64_t ldr, Address wei
                                                  .ldo = ldo});
 }
 
+PackedWeight packed_weight(Address data, const std::string& name, int32_t n, int32_t k) {
+    const WeightType type = find_weight_type(name);
+    return {.data = at<uint8_t>(data), .type = type, .n = n, .k = k, .panel_bytes = panel_bytes(type, k)};
+}
+
+void pack(Address weight, int64_t ldw, const std::string& type, int32_t n, int32_t k, Address out) {
+    const py::gil_scoped_release unlocked;
+    pack_f32(at<float>(weight), ldw, packed_weight(out, type, n, k), at<uint8_t>(out));
+}
+
+void check_row_fits(const Exchange* exchange, int32_t d) {
+    if (exchange && exchange->rows_per_slice(d) == 0)
+        throw std::invalid_argument("group must hold a row of " + std::to_string(d) +
+                                    " floats, got buffers of " + std::to_string(exchange->gather_capacity()) +
+                                    " bytes");
+}
+
 MatmulArgs matmul_args(Address x, int64_t ldx, int32_t rows, Address w, const std::string& type, int32_t n,
-                       int32_t k, int64_t panel_bytes, Address y, int64_t ldy) {
-    return {
-        .x = at<float>(x),
-        .ldx = ldx,
-        .w = {.data = at<uint8_t>(w), .type = weight_type(type), .n = n, .k = k, .panel_bytes = panel_bytes},
-        .rows = rows,
-        .y = at<float>(y),
-        .ldy = ldy,
-        .scratch = nullptr};
+                       int32_t k, Address y, int64_t ldy) {
+    return {.x = at<float>(x),
+            .ldx = ldx,
+            .w = packed_weight(w, type, n, k),
+            .rows = rows,
+            .y = at<float>(y),
+            .ldy = ldy,
+            .scratch = nullptr};
 }
 
 MatmulArgs with_scratch(MatmulArgs args, OpRunner& runner) {
@@ -110,8 +121,8 @@ MatmulArgs with_scratch(MatmulArgs args, OpRunner& runner) {
 }
 
 void matmul(Address x, int64_t ldx, int32_t rows, Address w, const std::string& type, int32_t n, int32_t k,
-            int64_t panel_bytes, Address y, int64_t ldy) {
-    const MatmulArgs args = matmul_args(x, ldx, rows, w, type, n, k, panel_bytes, y, ldy);
+            Address y, int64_t ldy) {
+    const MatmulArgs args = matmul_args(x, ldx, rows, w, type, n, k, y, ldy);
     runner().run_with_scratch(&OpTable::matmul, [&](OpRunner& runner) { return with_scratch(args, runner); });
 }
 
@@ -184,12 +195,14 @@ void select_rows(Address x, int64_t ldx, int32_t num_rows, Address sample_rows, 
 }
 
 void all_reduce(Address x, int64_t ldx, int32_t rows, int32_t d, Exchange* exchange) {
+    check_row_fits(exchange, d);
     runner().run(&OpTable::all_reduce, AllReduceArgs{at<float>(x), ldx, rows, d, exchange});
 }
 
 void matmul_all_reduce(Address x, int64_t ldx, int32_t rows, Address w, const std::string& type, int32_t n,
-                       int32_t k, int64_t panel_bytes, Address y, int64_t ldy, Exchange* exchange) {
-    const MatmulArgs args = matmul_args(x, ldx, rows, w, type, n, k, panel_bytes, y, ldy);
+                       int32_t k, Address y, int64_t ldy, Exchange* exchange) {
+    const MatmulArgs args = matmul_args(x, ldx, rows, w, type, n, k, y, ldy);
+    check_row_fits(exchange, n);
     runner().run_with_scratch(&OpTable::matmul_all_reduce, [&](OpRunner& runner) {
         return MatmulAllReduceArgs{.matmul = with_scratch(args, runner), .exchange = exchange};
     });
@@ -260,6 +273,7 @@ void bind_ops(pybind11::module_& m) {
     ops.def("num_threads", [] { return runner().locked_num_threads(); });
     ops.def("embed", &embed);
     ops.def("rms_norm", &rms_norm);
+    ops.def("pack", &fastserve::pack);
     ops.def("matmul", &matmul);
     ops.def("rotary", &rotary);
     ops.def("store_kv", &store_kv);

@@ -1,0 +1,53 @@
+"""A residual addition and the normalisation behind it, in one pass."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fastserve import _C
+from fastserve.ops import arguments, registry
+
+
+def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """residual += x; return residual / sqrt(mean(residual^2) + eps) * weight.
+
+    x        [T, D] fp32, rows contiguous
+    residual [T, D] fp32, rows contiguous; updated in place
+    weight   [D]    fp32
+    out      [T, D] fp32
+    Raises ValueError naming the argument whose shape or dtype is wrong.
+    Source: Zhang & Sennrich 2019, eq. 4.
+    """
+    return _op(x, residual, weight, eps)
+
+
+def reference(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
+    residual += x
+    return residual * torch.rsqrt(residual.square().mean(-1, keepdim=True) + eps) * weight
+
+
+def _allocate(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
+    arguments.rows("x", x)
+    num_rows, d = x.shape
+    arguments.rows("residual", residual, num_rows=num_rows, num_columns=d, written=True)
+    arguments.vector("weight", weight, dtype=torch.float32, size=d)
+    return x.new_empty(x.shape)
+
+
+def _cpu(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
+    out = _allocate(x, residual, weight, eps)
+    num_rows, d = x.shape
+    if num_rows and d:
+        _C.ops.rms_norm(
+            x.data_ptr(), x.stride(0), residual.data_ptr(), residual.stride(0), weight.data_ptr(), eps,
+            num_rows, d, out.data_ptr(), out.stride(0),
+        )  # fmt: skip
+    return out
+
+
+_op = registry.register(
+    "add_rms_norm(Tensor x, Tensor(a!) residual, Tensor weight, float eps) -> Tensor",
+    cpu=_cpu,
+    fake=_allocate,
+)

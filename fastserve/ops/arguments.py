@@ -1,0 +1,54 @@
+"""What the ops ask of their arguments; every complaint is a ValueError that names the argument."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def require(name: str, holds: bool, rule: str, value: object) -> None:
+    """Raises ValueError("<name> must <rule>, got <value>") unless the rule holds."""
+    if not holds:
+        raise ValueError(f"{name} must {rule}, got {value}")
+
+
+def describe(tensor: Tensor) -> str:
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    return f"{dtype} {list(tensor.shape)} with strides {list(tensor.stride())}"
+
+
+def rows(
+    name: str,
+    tensor: Tensor,
+    *,
+    num_rows: int | None = None,
+    num_columns: int | None = None,
+    written: bool = False,
+) -> None:
+    """An activation: fp32 [rows, columns], each row contiguous; rows that are written do not overlap."""
+    good = (
+        tensor.dim() == 2
+        and tensor.dtype == torch.float32
+        and (num_rows is None or tensor.shape[0] == num_rows)
+        and (num_columns is None or tensor.shape[1] == num_columns)
+        and (tensor.stride(1) == 1 or tensor.shape[1] <= 1)
+        and (not written or tensor.shape[0] <= 1 or tensor.stride(0) >= tensor.shape[1])
+    )
+    if not good:
+        wanted = [
+            any_size if size is None else size for size, any_size in ((num_rows, "T"), (num_columns, "D"))
+        ]
+        require(name, False, f"be float32 [{wanted[0]}, {wanted[1]}] with contiguous rows", describe(tensor))
+
+
+def vector(name: str, tensor: Tensor, *, dtype: torch.dtype, size: int | None = None) -> None:
+    """A contiguous vector."""
+    good = (
+        tensor.dim() == 1
+        and tensor.dtype == dtype
+        and (size is None or tensor.shape[0] == size)
+        and tensor.is_contiguous()
+    )
+    if not good:
+        wanted = f"{str(dtype).removeprefix('torch.')} [{size if size is not None else 'size'}]"
+        require(name, False, f"be contiguous {wanted}", describe(tensor))

@@ -1,0 +1,47 @@
+"""Rows of the embedding table."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fastserve import _C
+from fastserve.ops import arguments, registry
+from fastserve.ops.file_rows import GGUF_TYPES, FileRows, dequantise, of_tensor
+
+
+def embed(token_ids: Tensor, table: Tensor | FileRows) -> Tensor:
+    """table[token_ids], dequantised.
+
+    token_ids [T] int32, each in [0, V)
+    table     [V, D] contiguous fp32, fp16 or bf16; or FileRows, a table as it lies in a GGUF file
+    out       [T, D] fp32
+    Raises ValueError naming the argument whose shape, dtype or content is wrong.
+    """
+    rows = table if isinstance(table, FileRows) else of_tensor(table)
+    return _op(token_ids, rows.data, GGUF_TYPES[rows.type], rows.d)
+
+
+def reference(token_ids: Tensor, table: Tensor | FileRows) -> Tensor:
+    plain = dequantise(table) if isinstance(table, FileRows) else table
+    return plain[token_ids.long()].float()
+
+
+def _allocate(token_ids: Tensor, table: Tensor, gguf_type: int, d: int) -> Tensor:
+    arguments.vector("token_ids", token_ids, dtype=torch.int32)
+    return table.new_empty((token_ids.shape[0], d), dtype=torch.float32)
+
+
+def _cpu(token_ids: Tensor, table: Tensor, gguf_type: int, d: int) -> Tensor:
+    out = _allocate(token_ids, table, gguf_type, d)
+    if out.numel():
+        _C.ops.embed(
+            token_ids.data_ptr(), table.data_ptr(), table.shape[0], gguf_type, table.shape[1],
+            token_ids.shape[0], d, out.data_ptr(), out.stride(0),
+        )  # fmt: skip
+    return out
+
+
+_op = registry.register(
+    "embed(Tensor token_ids, Tensor table, int gguf_type, int d) -> Tensor", cpu=_cpu, fake=_allocate
+)

@@ -1,0 +1,60 @@
+"""A row-parallel matmul whose finished tiles enter the all-reduce while the next are computed."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fastserve import _C
+from fastserve.ops import arguments, registry
+from fastserve.ops.group import Group, exchange_of, handle_of, reference_sum
+from fastserve.ops.matmul import allocate, check_alignment
+from fastserve.ops.matmul import reference as reference_matmul
+from fastserve.ops.packed_weight import PackedWeight, WeightType, pack
+
+_TYPE_OF: dict[torch.dtype, WeightType] = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}
+
+
+def matmul_all_reduce(x: Tensor, w: PackedWeight | Tensor, group: Group | None) -> Tensor:
+    """sum over ranks of x w^T; every rank ends with the same bits.
+
+    x     [M, K_rank] fp32, rows contiguous: this rank's columns; M the same on every rank
+    w     [N, K_rank] PackedWeight, or a plain fp32, bf16 or fp16 tensor, which every call packs anew (fp32
+          stays fp32): pack a weight that is used twice
+    group the ranks that all make this call; None: alone
+    out   [M, N] fp32
+    Raises ValueError naming the argument whose shape or dtype is wrong, RankLostError if a rank died.
+    """
+    if isinstance(w, Tensor):
+        arguments.require("w", w.dtype in _TYPE_OF, "be fp32, bf16, fp16 or packed", arguments.describe(w))
+        w = pack(w, _TYPE_OF[w.dtype])
+    return _op(x, w.data, w.type, w.n, w.k, handle_of(group))
+
+
+def reference(x: Tensor, w: Tensor | PackedWeight, group: Group | None) -> Tensor:
+    return reference_sum(reference_matmul(x, w), group)
+
+
+def _allocate(x: Tensor, w: Tensor, type: str, n: int, k: int, exchange: int) -> Tensor:  # noqa: PLR0917 (the schema's order)
+    return allocate(x, w, type, n, k)
+
+
+def _cpu(x: Tensor, w: Tensor, type: str, n: int, k: int, exchange: int) -> Tensor:  # noqa: PLR0917 (the schema's order)
+    out = allocate(x, w, type, n, k)
+    check_alignment(w)
+    peers = exchange_of(exchange)
+    if x.shape[0]:
+        _C.ops.matmul_all_reduce(
+            x.data_ptr(), x.stride(0), x.shape[0], w.data_ptr(), type, n, k,
+            out.data_ptr(), out.stride(0), peers,
+        )  # fmt: skip
+        if peers is not None:
+            peers.check()
+    return out
+
+
+_op = registry.register(
+    "matmul_all_reduce(Tensor x, Tensor w, str type, int n, int k, int exchange) -> Tensor",
+    cpu=_cpu,
+    fake=_allocate,
+)

@@ -1,0 +1,100 @@
+"""Causal attention over paged keys and values."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fastserve import _C
+from fastserve.ops import arguments, registry
+from fastserve.ops.kv_cache import BLOCK_SIZE, KvCache, KvIndex, check_cache, check_index
+
+
+def paged_attention(
+    q: Tensor, cache: KvCache, index: KvIndex, kv_of_head: Tensor, *, scale: float, window: int = 0
+) -> Tensor:
+    """out[t, h] = softmax(q[t, h] . keys * scale) values, over the keys 0..positions[t] of the row's slot.
+
+    q          [T, H * E] fp32, rows contiguous
+    cache      KvCache, in which the rows' own keys are stored
+    index      KvIndex
+    kv_of_head [H] int32: query head h reads KV head kv_of_head[h]
+    window     keys a row sees, its own included; 0: all
+    out        [T, H * E] fp32; bit-identical however rows are grouped into calls
+    Raises ValueError naming the argument whose shape, dtype or content is wrong.
+    Source: Kwon et al. 2023 (paged KV); Milakov & Gimelshein 2018 (one-pass softmax).
+    """
+    return _op(
+        q,
+        cache.k,
+        cache.v,
+        index.row_slot,
+        index.positions,
+        index.tables,
+        kv_of_head,
+        scale=scale,
+        window=window,
+    )
+
+
+def reference(
+    q: Tensor, cache: KvCache, index: KvIndex, kv_of_head: Tensor, *, scale: float, window: int = 0
+) -> Tensor:
+    heads = kv_of_head.long()
+    head_dim = cache.v.shape[3]
+    rows = []
+    for t in range(q.shape[0]):
+        end = int(index.positions[t]) + 1
+        begin = max(end - window, 0) if window else 0
+        keys, values = _gather(cache, index.tables[int(index.row_slot[t])], begin, end)
+        query = q[t].reshape(-1, head_dim)
+        scores = torch.einsum("he,hpe->hp", query, keys[heads]) * scale
+        rows.append(torch.einsum("hp,hpe->he", scores.softmax(-1), values[heads]).flatten())
+    return torch.stack(rows) if rows else torch.empty_like(q)
+
+
+def _gather(cache: KvCache, table: Tensor, begin: int, end: int) -> tuple[Tensor, Tensor]:
+    """The keys and the values of positions begin..end - 1: [K, end - begin, E] fp32."""
+    positions = torch.arange(begin, end)
+    block, lane = table[positions // BLOCK_SIZE].long(), positions % BLOCK_SIZE
+    keys = cache.k[block, :, :, lane]  # [p, K, E] or [p, K, E / 2, 2]
+    keys = keys.reshape(len(positions), -1, cache.v.shape[3])
+    return keys.float().transpose(0, 1), cache.v[block, :, lane].float().transpose(0, 1)
+
+
+def _allocate(  # noqa: PLR0917 (the schema's order)
+    q: Tensor, k_cache: Tensor, v_cache: Tensor, row_slot: Tensor, positions: Tensor, tables: Tensor,
+    kv_of_head: Tensor, *, scale: float, window: int = 0,
+) -> Tensor:  # fmt: skip
+    check_cache(k_cache, v_cache)
+    arguments.vector("kv_of_head", kv_of_head, dtype=torch.int32)
+    arguments.rows("q", q, num_columns=kv_of_head.shape[0] * v_cache.shape[3])
+    check_index(row_slot, positions, tables, q.shape[0])
+    arguments.require("window", window >= 0, "be >= 0", window)
+    return q.new_empty(q.shape)
+
+
+def _cpu(  # noqa: PLR0917 (the schema's order)
+    q: Tensor, k_cache: Tensor, v_cache: Tensor, row_slot: Tensor, positions: Tensor, tables: Tensor,
+    kv_of_head: Tensor, *, scale: float, window: int = 0,
+) -> Tensor:  # fmt: skip
+    out = _allocate(q, k_cache, v_cache, row_slot, positions, tables, kv_of_head, scale=scale, window=window)
+    num_blocks, num_kv_heads, _, head_dim = v_cache.shape
+    if q.shape[0]:
+        _C.ops.paged_attention(
+            q.data_ptr(), q.stride(0),
+            k_cache.data_ptr(), v_cache.data_ptr(), v_cache.dtype == torch.bfloat16,
+            num_blocks, num_kv_heads, head_dim,
+            row_slot.data_ptr(), positions.data_ptr(), tables.data_ptr(), tables.shape[0], tables.shape[1],
+            kv_of_head.data_ptr(), q.shape[0], kv_of_head.shape[0], scale, window,
+            out.data_ptr(), out.stride(0),
+        )  # fmt: skip
+    return out
+
+
+_op = registry.register(
+    "paged_attention(Tensor q, Tensor k_cache, Tensor v_cache, Tensor row_slot, Tensor positions, "
+    "Tensor tables, Tensor kv_of_head, *, float scale, int window=0) -> Tensor",
+    cpu=_cpu,
+    fake=_allocate,
+)
