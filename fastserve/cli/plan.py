@@ -25,5 +25,7 @@ def run(settings: Settings) -> int:
     from fastserve.weights.store import resolve_model
 
     _, model = open_model(str(resolve_model(config.model, offline=config.offline)))
-    print(describe(model, make_plan(model, config.devices)))
+    with settings.blamed():
+        plan = make_plan(model, config.devices)
+    print(describe(model, plan))
     return 0

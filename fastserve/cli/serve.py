@@ -46,7 +46,8 @@ def run(settings: Settings) -> int:
     from fastserve.server.lifecycle import Lifecycle
     from fastserve.server.run import Ending, RunOptions, run, url
 
-    engine = AsyncEngine(build_engine(config))
+    with settings.blamed():
+        engine = AsyncEngine(build_engine(config))
     try:
         lifecycle = Lifecycle()
         name = settings.served_model_name or model_name(config.model)

@@ -29,7 +29,8 @@ def load(settings: Settings) -> LLM:
     from fastserve.engine.build import build_engine
     from fastserve.llm import LLM
 
-    return LLM.from_engine(build_engine(config))
+    with settings.blamed():
+        return LLM.from_engine(build_engine(config))
 
 
 def show(outputs: Iterable[RequestOutput]) -> str:

@@ -7,6 +7,7 @@ The second one ends at once.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 import socket
@@ -111,6 +112,8 @@ async def _run(
                 )
             lifecycle.end()
             if insists.done():
+                # Tasks are cancelled wherever they are: that each of them broke off is no news.
+                logging.getLogger("uvicorn.error").disabled = True
                 return Ending.FORCED
             with suppress(TimeoutError):
                 await asyncio.wait_for(lifecycle.idle(), CANCEL_TIMEOUT_S)

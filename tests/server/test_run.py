@@ -114,14 +114,13 @@ def test_what_outlives_the_drain_timeout_is_ended_and_told_so(start: Start) -> N
 def test_a_second_ctrl_c_ends_at_once(start: Start) -> None:
     server, client = start()
     with client.stream("POST", "/v1/completions", json=BODY) as response:
-        next(response.iter_lines())
+        lines = response.iter_lines()  # dropping it would hang up
+        next(lines)
         server.send_signal(signal.SIGINT)
         while client.get("/health").status_code != 503:
             pass  # two signals at the same moment would be one
         server.send_signal(signal.SIGINT)
-        code, errors = ended(server)
-    assert code == 130
-    assert "Traceback" not in errors
+        assert ended(server) == (130, "")
 
 
 def test_a_fatal_engine_error_ends_the_process_with_one_line(start: Start) -> None:
