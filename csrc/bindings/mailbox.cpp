@@ -61,7 +61,7 @@ void bind_mailbox(py::module_& m) {
                     "A mailbox inside this process, with one reader.")
         .def_static("at", &mailbox_at, py::arg("address"), py::arg("capacity"), py::arg("num_readers"),
                     py::arg("create"), py::arg("owner"), "A mailbox in memory that `owner` keeps mapped.")
-        .def_static("bytes", &Mailbox::bytes, py::arg("capacity"))
+        .def_static("num_bytes", &Mailbox::bytes, py::arg("capacity"))
         .def("write", &write_message, py::arg("message"), py::arg("timeout_ms"))
         .def("read", &read_message, py::arg("reader"), py::arg("spin_us"), py::arg("timeout_ms"),
              "The next message, None after the timeout; EOFError once closed and empty.")

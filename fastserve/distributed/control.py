@@ -72,4 +72,5 @@ def receive_start(channel: socket.socket) -> StartRank:
 
 
 def receive_report(channel: socket.socket) -> Report:
-    return msgspec.msgpack.decode(_receive_body(channel), type=Report)
+    report: Report = msgspec.msgpack.decode(_receive_body(channel), type=Report)
+    return report

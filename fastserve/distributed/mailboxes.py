@@ -10,7 +10,7 @@ CACHE_LINE = 128
 
 def mailbox_bytes(capacity: int) -> int:
     """Room for one mailbox, rounded so that the next one starts on a cache line of its own."""
-    return -(-int(_C.Mailbox.bytes(capacity)) // CACHE_LINE) * CACHE_LINE
+    return -(-int(_C.Mailbox.num_bytes(capacity)) // CACHE_LINE) * CACHE_LINE
 
 
 def open_mailboxes(

@@ -41,7 +41,9 @@ def serve(channel: socket.socket, start: StartRank) -> str:
     send(channel, RankReady(packed_bytes=built.packed_bytes))
     exit_with_the_engine(channel)
     return str(
-        _C.run_worker_loop(built.program, start.cores, steps, start.rank, results if start.rank == 0 else None)
+        _C.run_worker_loop(
+            built.program, start.cores, steps, start.rank, results if start.rank == 0 else None
+        )
     )
 
 

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 from fastserve import _C
 from fastserve.distributed.shard_loader import ShardLoader, packed_bytes
+from fastserve.errors import WeightFileError
 from fastserve.models.config import ModelConfig, read_config
 from fastserve.models.llama import LlamaInputs, Shard, forward
 from fastserve.models.names import EMBEDDING
 from fastserve.program.recorder import Address, LayerCache, Recorder
-from fastserve.errors import WeightFileError
 
 KV_GROUP = 0  # every layer of a llama attends to everything: one group
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -32,7 +33,9 @@ def check_shapes(file: _C.GgufFile, config: ModelConfig) -> None:
         if tensor is None:
             raise WeightFileError(f"{file.path}: tensor {name} is missing")
         if tuple(tensor.shape) != shape:
-            raise WeightFileError(f"{file.path}: tensor {name} must have shape {shape}, got {tuple(tensor.shape)}")
+            raise WeightFileError(
+                f"{file.path}: tensor {name} must have shape {shape}, got {tuple(tensor.shape)}"
+            )
 
 
 class ShardLoader:
@@ -121,9 +124,7 @@ class ShardLoader:
             for piece in run:
                 tensor = self._file.tensors[piece.tensor]
                 address = self._file.data_address(piece.tensor)
-                packed.pack(
-                    tensor.type, address, tensor.shape[1], rows=piece.rows, cols=piece.columns, at=at
-                )
+                packed.pack(tensor.type, address, tensor.shape[1], rows=piece.rows, cols=piece.columns, at=at)
                 at += piece.rows[1] - piece.rows[0]
 
         self._tasks.append(pack)
@@ -132,8 +133,10 @@ class ShardLoader:
     def _vector(self, name: str) -> list[float]:
         tensor = self._file.tensors[name]
         if tensor.type_name != "F32":
-            raise WeightFileError(f"{self._file.path}: tensor {name} must have type F32, got {tensor.type_name}")
-        return memoryview(self._file.read(name)).cast("B").cast("f").tolist()
+            raise WeightFileError(
+                f"{self._file.path}: tensor {name} must have type F32, got {tensor.type_name}"
+            )
+        return list(array("f", self._file.read(name)))
 
     def _embedding(self) -> EmbeddingTable:
         tensor = self._file.tensors[names.EMBEDDING]

@@ -99,6 +99,8 @@ def _check(config: ModelConfig, metadata: Mapping[str, object]) -> None:
         config.rotary_dim % 2 == 0 and config.rotary_dim <= head_dim,
         f"rotary dim must be even and at most the head dim {head_dim}, got {config.rotary_dim}",
     )
-    require(config.vocab_size <= MAX_VOCAB, f"vocabulary must be at most {MAX_VOCAB}, got {config.vocab_size}")
+    require(
+        config.vocab_size <= MAX_VOCAB, f"vocabulary must be at most {MAX_VOCAB}, got {config.vocab_size}"
+    )
     scaling = metadata.get(f"{config.architecture}.rope.scaling.type", "none")
     require(scaling == "none", f"rope scaling {scaling!r} is not supported; supported: none")

@@ -70,7 +70,9 @@ class Recorder:
         out = self._value(table.width, "tokens")
 
         def emit() -> None:
-            self._program.add_embed(table.address, table.gguf_type, table.row_bytes, table.width, self._at(out))
+            self._program.add_embed(
+                table.address, table.gguf_type, table.row_bytes, table.width, self._at(out)
+            )
 
         self._record(emit, [], [out])
         return out

@@ -18,7 +18,7 @@ F32_TYPE = 0  # GGUF's id
 
 
 def choose_kv_type(config: EngineConfig, file: _C.GgufFile) -> str:
-    """"auto" keeps the precision of the weights: fp32 where all of them are, else bf16."""
+    """ "auto" keeps the precision of the weights: fp32 where all of them are, else bf16."""
     if config.kv_dtype != "auto":
         return config.kv_dtype
     return "f32" if all(tensor.type == F32_TYPE for tensor in file.tensors.values()) else "bf16"

@@ -68,7 +68,9 @@ def decode_result(message: bytes) -> StepResult:
     for _ in range(num_samples):
         num_top = ints[at + 5]
         ids, logprobs = at + 6, at + 6 + num_top
-        top = tuple(zip(ints[ids:logprobs].tolist(), reals[logprobs : logprobs + num_top].tolist(), strict=True))
+        top = tuple(
+            zip(ints[ids:logprobs].tolist(), reals[logprobs : logprobs + num_top].tolist(), strict=True)
+        )
         samples.append(
             Sampled(
                 slot=ints[at],

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+
 import pytest
 
 from fastserve.distributed.shard_plan import MLP_UNIT, apportion, describe, make_plan
@@ -28,7 +30,7 @@ def test_every_part_is_held_once_and_in_order(devices: int) -> None:
         ranges = [getattr(shard, name) for shard in plan.shards]
         assert ranges[0][0] == 0
         assert ranges[-1][1] == total
-        assert all(left[1] == right[0] for left, right in zip(ranges, ranges[1:], strict=False))
+        assert all(left[1] == right[0] for left, right in itertools.pairwise(ranges))
         assert all(begin < end for begin, end in ranges)
 
 

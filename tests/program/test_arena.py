@@ -11,7 +11,9 @@ def test_buffers_alive_together_never_overlap() -> None:
         lives = []
         for _ in range(random_source.randint(1, 40)):
             first = random_source.randint(0, 30)
-            lives.append(BufferLife(random_source.randint(1, 5000), first, first + random_source.randint(0, 8)))
+            lives.append(
+                BufferLife(random_source.randint(1, 5000), first, first + random_source.randint(0, 8))
+            )
         offsets, size = plan_offsets(lives)
         for i, a in enumerate(lives):
             assert offsets[i] % ALIGNMENT == 0

@@ -62,7 +62,9 @@ def test_changes_are_laid_out_in_the_order_of_the_layout() -> None:
 def test_results_are_read_back_as_written() -> None:
     logprobs = array("f", [-0.5, -0.25, -1.5])
     bits = array("i", logprobs.tobytes()).tolist()
-    message = array("i", [4, 250, 2, 1, 11, 0, bits[0], 1, 2, 11, 12, bits[1], bits[2], 3, 13, 1, bits[0], 5, 0])
+    message = array(
+        "i", [4, 250, 2, 1, 11, 0, bits[0], 1, 2, 11, 12, bits[1], bits[2], 3, 13, 1, bits[0], 5, 0]
+    )
     result = decode_result(message.tobytes())
     assert (result.step_id, result.elapsed_us) == (4, 250)
     assert result.samples[0].top == ((11, -0.25), (12, -1.5))
