@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fastserve import _C
 from fastserve.ops import arguments, registry
-from fastserve.ops.file_rows import GGUF_TYPES, FileRows, dequantise, of_tensor
+from fastserve.ops.file_rows import GGUF_TYPES, FileRows, dequantise, file_type, of_tensor, row_bytes
 
 
 def embed(token_ids: Tensor, table: Tensor | FileRows) -> Tensor:
@@ -29,6 +29,10 @@ def reference(token_ids: Tensor, table: Tensor | FileRows) -> Tensor:
 
 def _allocate(token_ids: Tensor, table: Tensor, gguf_type: int, d: int) -> Tensor:
     arguments.vector("token_ids", token_ids, dtype=torch.int32)
+    good = table.dtype == torch.uint8 and table.dim() == 2 and table.is_contiguous()
+    size = row_bytes(file_type(gguf_type), d)
+    good = good and table.shape[1] == size
+    arguments.require("table", good, f"be contiguous uint8 [V, {size}]", arguments.describe(table))
     return table.new_empty((token_ids.shape[0], d), dtype=torch.float32)
 
 

@@ -41,6 +41,13 @@ class FileRows:
         arguments.require("data", good, f"be contiguous uint8 [V, {size}]", arguments.describe(self.data))
 
 
+def file_type(gguf_type: int) -> FileType:
+    """Raises ValueError for a GGUF type that is not read here."""
+    names = {number: name for name, number in GGUF_TYPES.items()}
+    arguments.require("gguf_type", gguf_type in names, f"be one of {sorted(names)}", gguf_type)
+    return names[gguf_type]
+
+
 def row_bytes(file_type: FileType, d: int) -> int:
     if file_type in _PLAIN:
         return d * _PLAIN[file_type].itemsize

@@ -40,17 +40,20 @@ def paged_attention(
 def reference(
     q: Tensor, cache: KvCache, index: KvIndex, kv_of_head: Tensor, *, scale: float, window: int = 0
 ) -> Tensor:
-    heads = kv_of_head.long()
-    head_dim = cache.v.shape[3]
-    rows = []
-    for t in range(q.shape[0]):
-        end = int(index.positions[t]) + 1
-        begin = max(end - window, 0) if window else 0
-        keys, values = _gather(cache, index.tables[int(index.row_slot[t])], begin, end)
-        query = q[t].reshape(-1, head_dim)
-        scores = torch.einsum("he,hpe->hp", query, keys[heads]) * scale
-        rows.append(torch.einsum("hp,hpe->he", scores.softmax(-1), values[heads]).flatten())
-    return torch.stack(rows) if rows else torch.empty_like(q)
+    heads, head_dim = kv_of_head.long(), cache.v.shape[3]
+    out = torch.empty_like(q)
+    for slot in index.row_slot.unique().tolist():
+        rows = (index.row_slot == slot).nonzero().squeeze(1)
+        last = index.positions[rows].long()[:, None]  # the key that a row sees last: its own
+        begin = max(int(last.min()) - window + 1, 0) if window else 0
+        keys, values = _gather(cache, index.tables[slot], begin, int(last.max()) + 1)
+        positions = torch.arange(begin, begin + keys.shape[1])
+        seen = (positions <= last) & (positions > last - window if window else True)  # [rows, keys]
+        queries = q[rows].reshape(len(rows), -1, head_dim).transpose(0, 1)
+        scores = queries @ keys[heads].transpose(1, 2) * scale  # [H, rows, keys]
+        weights = scores.masked_fill(~seen, -torch.inf).softmax(-1)
+        out[rows] = (weights @ values[heads]).transpose(0, 1).reshape(len(rows), -1)
+    return out
 
 
 def _gather(cache: KvCache, table: Tensor, begin: int, end: int) -> tuple[Tensor, Tensor]:

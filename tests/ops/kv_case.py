@@ -1,0 +1,63 @@
+"""Sequences of one layer whose blocks lie scattered over the cache; tests store and attend to them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fastserve.ops import KvCache, KvIndex
+from fastserve.ops.kv_cache import BLOCK_SIZE
+
+
+@dataclass(frozen=True, slots=True)
+class KvCase:
+    """All tokens of `lengths` sequences, in order; q, k and v [T, heads * head_dim]."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    cache: KvCache
+    index: KvIndex
+    kv_of_head: Tensor
+
+
+def make_case(
+    generator: torch.Generator,
+    lengths: tuple[int, ...],
+    *,
+    num_heads: int,
+    num_kv_heads: int,
+    head_dim: int,
+    dtype: torch.dtype = torch.float32,
+) -> KvCase:
+    """Every slot's blocks are drawn at random; the cache holds NaN where nothing was stored."""
+    num_rows = sum(lengths)
+    max_blocks = -(-max(lengths) // BLOCK_SIZE)
+    num_blocks = len(lengths) * max_blocks + 1
+    order = torch.randperm(num_blocks, generator=generator, dtype=torch.int32)
+    cache = KvCache.empty(num_blocks, num_kv_heads, head_dim, dtype)
+    cache.k.fill_(torch.nan)
+    cache.v.fill_(torch.nan)
+    return KvCase(
+        q=torch.randn(num_rows, num_heads * head_dim, generator=generator),
+        k=torch.randn(num_rows, num_kv_heads * head_dim, generator=generator),
+        v=torch.randn(num_rows, num_kv_heads * head_dim, generator=generator),
+        cache=cache,
+        index=KvIndex(
+            torch.cat(
+                [torch.full((length,), slot, dtype=torch.int32) for slot, length in enumerate(lengths)]
+            ),
+            torch.cat([torch.arange(length, dtype=torch.int32) for length in lengths]),
+            order[: len(lengths) * max_blocks].reshape(len(lengths), max_blocks),
+        ),
+        kv_of_head=torch.arange(num_heads, dtype=torch.int32) * num_kv_heads // num_heads,
+    )
+
+
+def rows_of(case: KvCase, rows: slice | Tensor) -> KvIndex:
+    """The index of some of the case's rows."""
+    return KvIndex(
+        case.index.row_slot[rows].contiguous(), case.index.positions[rows].contiguous(), case.index.tables
+    )
