@@ -17,20 +17,19 @@ int ceil_div(int a, int b) {
 
 }  // namespace
 
-MatmulConfig choose_matmul(int m, int n, int k, WeightType type) {
-    // 16 ymm or 16-byte registers make 8 Vecs or less: two accumulators of each kind and their operands.
+MatmulConfig choose_matmul(int m, WeightType type) {
+    // 8 Vecs of registers or fewer: two accumulators of each kind and their operands.
     if (kNumRegisters < 32) return {.max_rows = 2, .max_panels = 1, .chunk = m > 2 ? 512 : 0};
     if (!is_quantised(type)) {
         // One row: 4 panels are 4 streams of weights and 4 chains of fma, enough for DRAM. More: 6 x 4 = 24
-        // accumulators, 4 weights, 1 broadcast. 4 panels x 64 k x 64 bytes = 16 KiB of f32.
+        // accumulators, 4 weights, 1 broadcast. 4 panels x 128 k x 64 bytes = 32 KiB of f32.
         return {.max_rows = 6, .max_panels = 4, .chunk = m > 6 ? 128 : 0};
     }
-    static_cast<void>(n);
-    static_cast<void>(k);
     if (m <= 6) return {.max_rows = 6, .max_panels = m == 1 ? 4 : 2, .chunk = 0};
     // 6 x 2 integer and 6 x 2 float accumulators, 2 weights, 1 broadcast: 27 of 32 registers. The chunk's
-    // codes are unpacked once, 2 x 16 x (512 + 128) bytes = 20 KiB of a 32 or 48 KiB L1, for all rows.
-    return {.max_rows = 6, .max_panels = 2, .chunk = 512};
+    // codes are unpacked once for all rows: 2 x 32 x (512 + 128) bytes = 40 KiB, which stay in L1 or close by
+    // in L2.
+    return {.max_rows = 6, .max_panels = 2, .chunk = 1024};
 }
 
 MatmulPart divide_matmul(int rows, int panels, int thread_idx, int num_threads) {

@@ -25,7 +25,8 @@ struct MatmulPart {
     int row_begin, row_end, panel_begin, panel_end;
 };
 
-MatmulConfig choose_matmul(int m, int n, int k, WeightType type);
+// For m rows of a part.
+MatmulConfig choose_matmul(int m, WeightType type);
 
 // What one of num_threads computes of `rows` x `panels`: panels are divided first, rows too where that leaves
 // fewer tiles to the busiest thread.
@@ -45,14 +46,12 @@ void matmul_tile(const MatmulArgs& args, int row_begin, int row_end, int panel_b
 void matmul_tile_plain(const MatmulArgs& args, const MatmulPart& part, float* y, int64_t ldy);
 void matmul_tile_quantised(const MatmulArgs& args, const MatmulPart& part, float* y, int64_t ldy);
 
-// The quantised activations in args.scratch. A block is 32 weights along K.
-struct QuantisedRows {
-    const int8_t* codes;  // [rows, k]: nearest even of x / scale
-    const float* scales;  // [rows, k / 32]: max |x| / 127 of the block; NaN if the block holds a NaN
-    const int32_t*
-        bases;  // [rows, k / 32]: q8, q4: -128 or -8 times the sum of the codes, where the integer dot
-                //   product starts; q4m: the bits of the float scale * sum, which multiplies the minimum
+// A block of 32 quantised activations; args.scratch holds them as [rows, k / 32].
+struct QuantisedBlock {
+    int8_t codes[kQuantBlock];  // nearest even of x / scale
+    float scale;                // max |x| / 127; NaN if the block holds a NaN
+    int32_t base;  // q8, q4: -128 or -8 times the sum of the codes, where the integer dot product
+                   //   starts; q4m: the bits of the float scale * sum, which multiplies the minimum
 };
-QuantisedRows quantised_rows(const MatmulArgs& args);
 
 }  // namespace fastserve::FASTSERVE_ISA_NAMESPACE

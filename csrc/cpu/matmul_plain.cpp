@@ -94,7 +94,7 @@ void run(const MatmulArgs& args, const MatmulPart& part, float* y, int64_t ldy, 
     kind.weight = args.w;
     kind.y = y;
     kind.ldy = ldy;
-    const MatmulConfig config = choose_matmul(part.row_end - part.row_begin, args.w.n, args.w.k, args.w.type);
+    const MatmulConfig config = choose_matmul(part.row_end - part.row_begin, args.w.type);
     walk_tiles(kind, args.w.k, part, config);
 }
 

@@ -14,34 +14,30 @@ Range part_of(int64_t total, const Worker& worker) {
             total * (worker.thread_idx + 1) / worker.num_threads};
 }
 
-void quantise_block(const float* x, int8_t* codes, float* scale, int32_t* base, WeightType type) {
+void quantise_block(const float* x, QuantisedBlock& to, WeightType type) {
     const Vec low = load(x), high = load(x + kLanes);
     // As integers, magnitudes are ordered like floats, and NaN is above all: it ends up in the scale.
     const VecI magnitudes = max(as_int(abs(low)), as_int(abs(high)));
-    const float largest = __builtin_bit_cast(float, reduce_max(magnitudes));
-    *scale = largest / 127.0f;
-    const Vec divisor = splat(*scale == 0 ? 1.0f : *scale), limit = splat(127.0f), lower = splat(-127.0f);
+    to.scale = __builtin_bit_cast(float, reduce_max(magnitudes)) / 127.0f;
     // The limits matter only for denormal scales, which are coarse.
+    const Vec divisor = splat(to.scale == 0 ? 1.0f : to.scale), limit = splat(127.0f), lower = splat(-127.0f);
     const VecI low_codes = to_int(min(limit, max(lower, div(low, divisor))));
     const VecI high_codes = to_int(min(limit, max(lower, div(high, divisor))));
-    store_low8(codes, low_codes);
-    store_low8(codes + kLanes, high_codes);
+    store_low8(to.codes, low_codes);
+    store_low8(to.codes + kLanes, high_codes);
     const int32_t sum = reduce_add(add(low_codes, high_codes));
     if (type == WeightType::q4m)
-        *base = __builtin_bit_cast(int32_t, *scale* static_cast<float>(sum));
+        to.base = __builtin_bit_cast(int32_t, to.scale* static_cast<float>(sum));
     else
-        *base = sum * (type == WeightType::q8 ? -128 : -8);
+        to.base = sum * (type == WeightType::q8 ? -128 : -8);
 }
 
 void quantise(const MatmulArgs& args, const Worker& worker) {
-    const int64_t k = args.w.k, blocks = k / kQuantBlock;
-    const QuantisedRows to = quantised_rows(args);
+    const int64_t blocks = args.w.k / kQuantBlock;
+    auto* const to = static_cast<QuantisedBlock*>(args.scratch);
     const Range range = part_of(args.rows * blocks, worker);
-    for (int64_t i = range.begin; i < range.end; ++i) {
-        const float* x = args.x + i / blocks * args.ldx + i % blocks * kQuantBlock;
-        quantise_block(x, const_cast<int8_t*>(to.codes) + i * kQuantBlock, const_cast<float*>(to.scales) + i,
-                       const_cast<int32_t*>(to.bases) + i, args.w.type);
-    }
+    for (int64_t i = range.begin; i < range.end; ++i)
+        quantise_block(args.x + i / blocks * args.ldx + i % blocks * kQuantBlock, to[i], args.w.type);
 }
 
 // Rows are padded with zero to an even number of weights.
@@ -61,13 +57,6 @@ void round_bf16(const MatmulArgs& args, const Worker& worker) {
 }
 
 }  // namespace
-
-QuantisedRows quantised_rows(const MatmulArgs& args) {
-    const int64_t weights = int64_t{args.rows} * args.w.k;
-    const auto* codes = static_cast<const int8_t*>(args.scratch);
-    const auto* scales = reinterpret_cast<const float*>(codes + (weights + 63) / 64 * 64);
-    return {codes, scales, reinterpret_cast<const int32_t*>(scales + weights / kQuantBlock)};
-}
 
 void matmul_prepare(const MatmulArgs& args, const Worker& worker) {
     switch (args.w.type) {

@@ -4,6 +4,8 @@
 // scale of activations, fma; q4m one fma more for the minimum. The offset of the codes (128 or 8) is where
 // the integer sum starts. Few rows take codes from the packed weight as they go; many rows share codes
 // unpacked to L1.
+#include <cstddef>
+
 #include "cpu/matmul.h"
 #include "cpu/matmul_tiles.h"
 #include "cpu/simd.h"
@@ -12,8 +14,9 @@ namespace fastserve::FASTSERVE_ISA_NAMESPACE {
 namespace {
 
 constexpr int kVectorBytes = 64;
-constexpr int kGroups = 8;             // of 4 k in a block
-constexpr int kMaxChunkBlocks = 16;    // choose_matmul's chunk of 512
+constexpr int kGroups = 8;  // of 4 k in a block
+constexpr int kScaleOffset = offsetof(QuantisedBlock, scale), kBaseOffset = offsetof(QuantisedBlock, base);
+constexpr int kMaxChunkBlocks = 32;    // choose_matmul's chunk of 1024
 constexpr int kMaxUnpackedPanels = 2;  // choose_matmul's max_panels with a chunk
 
 // How a panel's block is laid out, packed. pair(block, g) yields the codes of groups g and g + 4.
@@ -95,8 +98,8 @@ struct Quantised {
             return Packed<type>{};
     }());
 
-    QuantisedRows x;
-    int k;
+    const QuantisedBlock* x;
+    int64_t blocks_per_row;
     PackedWeight weight;
     float* y;
     int64_t ldy;
@@ -128,18 +131,21 @@ struct Quantised {
         Vec acc[R][P];
         float* const out = chunk_y + row * ldy;
         load_chain(acc, out, ldy, num_columns, first_block == 0);
-        const int64_t blocks_per_row = k / kQuantBlock, block = row * blocks_per_row + first_block;
-        const int8_t* codes = x.codes + block * kQuantBlock;
-        const float* scales = x.scales + block;
-        const int32_t* bases = x.bases + block;
         const uint8_t* w = chunk_w;
+        // Two pointers and a stride reach six rows with what an x86 address can express.
+        const int64_t ldx = blocks_per_row * static_cast<int64_t>(sizeof(QuantisedBlock));
+        const auto* top = reinterpret_cast<const uint8_t*>(x + row * blocks_per_row + first_block);
+        const uint8_t* bottom = top + 3 * ldx;
         for (int b = 0; b < num_blocks; ++b) {
+            const auto at = [=](int r, int64_t offset) __attribute__((always_inline)) {
+                return (r < 3 ? top + r * ldx : bottom + (r - 3) * ldx) + offset;
+            };
             VecI sums[R][P];
 #pragma GCC unroll 8
             for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
                 for (int p = 0; p < P; ++p)
-                    sums[r][p] = Layout::kHasMinimum ? zero_i() : broadcast4(bases + r * blocks_per_row + b);
+                    sums[r][p] = Layout::kHasMinimum ? zero_i() : broadcast4(at(r, kBaseOffset));
 #pragma GCC unroll 8
             for (int g = 0; g < kGroups / 2; ++g)
 #pragma GCC unroll 8
@@ -148,9 +154,8 @@ struct Quantised {
                     Layout::pair(w + p * panel_bytes, g, low, high);
 #pragma GCC unroll 8
                     for (int r = 0; r < R; ++r) {
-                        const int8_t* row_codes = codes + r * int64_t{k} + 4 * g;
-                        sums[r][p] = dot<Layout::kNarrow>(sums[r][p], low, broadcast4(row_codes));
-                        sums[r][p] = dot<Layout::kNarrow>(sums[r][p], high, broadcast4(row_codes + 16));
+                        sums[r][p] = dot<Layout::kNarrow>(sums[r][p], low, broadcast4(at(r, 4 * g)));
+                        sums[r][p] = dot<Layout::kNarrow>(sums[r][p], high, broadcast4(at(r, 4 * g + 16)));
                     }
                 }
 #pragma GCC unroll 8
@@ -158,18 +163,18 @@ struct Quantised {
                 const Vec scale = Layout::scale(w + p * panel_bytes);
 #pragma GCC unroll 8
                 for (int r = 0; r < R; ++r) {
-                    const Vec scale_product = mul(scale, splat(scales[r * blocks_per_row + b]));
+                    const Vec scale_product = mul(scale, as_float(broadcast4(at(r, kScaleOffset))));
                     acc[r][p] = fma(to_float(sums[r][p]), scale_product, acc[r][p]);
                 }
                 if constexpr (Layout::kHasMinimum) {
                     const Vec minimum = Layout::minimum(w + p * panel_bytes);
 #pragma GCC unroll 8
                     for (int r = 0; r < R; ++r)
-                        acc[r][p] =
-                            fma(minimum, as_float(broadcast4(bases + r * blocks_per_row + b)), acc[r][p]);
+                        acc[r][p] = fma(minimum, as_float(broadcast4(at(r, kBaseOffset))), acc[r][p]);
                 }
             }
-            codes += kQuantBlock;
+            top += sizeof(QuantisedBlock);
+            bottom += sizeof(QuantisedBlock);
             w += Layout::kBlockBytes;
         }
         store_chain(acc, out, ldy, num_columns);
@@ -182,8 +187,8 @@ void run(const MatmulArgs& args, const MatmulPart& part, float* y, int64_t ldy, 
         unpacked ? kMaxUnpackedPanels * kMaxChunkBlocks * Unpacked<type>::kBlockBytes : 64;
     alignas(kVectorBytes) uint8_t buffer[kBufferBytes];
     Quantised<type, unpacked> kind = {};
-    kind.x = quantised_rows(args);
-    kind.k = args.w.k;
+    kind.x = static_cast<const QuantisedBlock*>(args.scratch);
+    kind.blocks_per_row = args.w.k / kQuantBlock;
     kind.weight = args.w;
     kind.y = y;
     kind.ldy = ldy;
@@ -193,7 +198,7 @@ void run(const MatmulArgs& args, const MatmulPart& part, float* y, int64_t ldy, 
 
 template <WeightType type>
 void run(const MatmulArgs& args, const MatmulPart& part, float* y, int64_t ldy) {
-    const MatmulConfig config = choose_matmul(part.row_end - part.row_begin, args.w.n, args.w.k, type);
+    const MatmulConfig config = choose_matmul(part.row_end - part.row_begin, type);
     if (config.chunk > 0)
         run<type, true>(args, part, y, ldy, config);
     else

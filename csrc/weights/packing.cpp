@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -16,6 +17,7 @@
 namespace fastserve {
 namespace {
 
+constexpr int64_t kMaxFileK = int64_t{1} << 31;  // keeps sizes in bytes far from overflow
 constexpr int kGroup = 4;  // weights of one column side by side: the operand of vpdpbusd
 
 // One output column of a packed weight.
@@ -66,10 +68,15 @@ const GgufType& checked_type(uint32_t gguf_type) {
     return *find_gguf_type(gguf_type);
 }
 
+int64_t row_bytes(const WeightSlice& slice) {
+    const GgufType& type = checked_type(slice.gguf_type);
+    return slice.file_k / type.block_weights * type.block_bytes;
+}
+
 void check_slice(const WeightSlice& slice, const PackedWeight& weight, int64_t at) {
     const GgufType& type = checked_type(slice.gguf_type);
     if (slice.data == nullptr) throw std::invalid_argument("address must not be null");
-    if (slice.file_k < 1 || slice.file_k % type.block_weights != 0)
+    if (slice.file_k < 1 || slice.file_k > kMaxFileK || slice.file_k % type.block_weights != 0)
         throw std::invalid_argument("file_k must be a positive multiple of " +
                                     std::to_string(type.block_weights) + ", got " +
                                     std::to_string(slice.file_k));
@@ -79,7 +86,8 @@ void check_slice(const WeightSlice& slice, const PackedWeight& weight, int64_t a
                                     " and span k = " + std::to_string(weight.k) + ", got (" +
                                     std::to_string(slice.col_begin) + ", " + std::to_string(slice.col_end) +
                                     ")");
-    check_range("rows", slice.row_begin, slice.row_end, slice.row_begin + weight.n);
+    check_range("rows", slice.row_begin, slice.row_end,
+                std::numeric_limits<int64_t>::max() / row_bytes(slice));
     if (at < 0 || at > weight.n - (slice.row_end - slice.row_begin))
         throw std::invalid_argument(
             "at must leave room for " + std::to_string(slice.row_end - slice.row_begin) +
@@ -183,12 +191,11 @@ void unpack_block(const Lane& lane, WeightType type, int64_t block, float* out) 
 void pack_slice(const WeightSlice& slice, const PackedWeight& weight, uint8_t* data, int64_t at) {
     check_slice(slice, weight, at);
     const GgufType& type = checked_type(slice.gguf_type);
-    const int64_t row_bytes = slice.file_k / type.block_weights * type.block_bytes;
     const int64_t first_byte = slice.col_begin / type.block_weights * type.block_bytes;
     std::vector<float> floats(packed_type(slice.gguf_type) == weight.type ? 0
                                                                           : static_cast<size_t>(weight.k));
     for (int64_t r = slice.row_begin; r < slice.row_end; ++r) {
-        const uint8_t* row = slice.data + r * row_bytes + first_byte;
+        const uint8_t* row = slice.data + r * row_bytes(slice) + first_byte;
         const int64_t column = at + r - slice.row_begin;
         const Lane lane(weight, data, column);
         if (!floats.empty()) {
