@@ -42,7 +42,7 @@ def reference(
 ) -> Tensor:
     heads, head_dim = kv_of_head.long(), cache.v.shape[3]
     out = torch.empty_like(q)
-    for slot in index.row_slot.unique().tolist():
+    for slot in sorted(set(index.row_slot.tolist())):
         rows = (index.row_slot == slot).nonzero().squeeze(1)
         last = index.positions[rows].long()[:, None]  # the key that a row sees last: its own
         begin = max(int(last.min()) - window + 1, 0) if window else 0

@@ -1,0 +1,71 @@
+"""Run by torchrun in every rank: the collective ops against their references, over gloo."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import get_args
+
+import pytest
+import torch
+import torch.distributed as dist
+
+import fastserve.ops
+from fastserve import _C
+from fastserve.distributed.group import Group, init_group
+from fastserve.ops import pack, reference
+from fastserve.ops.packed_weight import WeightType
+
+
+def digest(tensor: torch.Tensor) -> bytes:
+    return hashlib.sha256(tensor.contiguous().numpy().tobytes()).digest()
+
+
+def assert_same_bits_on_all_ranks(tensor: torch.Tensor, group: Group) -> None:
+    assert len(set(group.exchange.all_gather(digest(tensor)))) == 1
+
+
+def check_all_reduce(group: Group, generator: torch.Generator) -> None:
+    for num_rows, d in ((1, 1), (3, 17), (130, 576)):
+        x = torch.randn(num_rows, d + 5, generator=generator)[:, :d]
+        slow = x.clone()
+        fastserve.ops.all_reduce(x, group)
+        reference.all_reduce(slow, group)
+        torch.testing.assert_close(x, slow, rtol=1e-6, atol=1e-6)
+        assert_same_bits_on_all_ranks(x, group)
+
+
+def check_matmul_all_reduce(group: Group, generator: torch.Generator) -> None:
+    k_rank = 64 + 32 * group.rank  # ranks need not be equal
+    for weight_type in get_args(WeightType):
+        w = pack(torch.randn(100, k_rank, generator=generator), weight_type)
+        x = torch.randn(33, k_rank, generator=generator)
+        fast = fastserve.ops.matmul_all_reduce(x, w, group)
+        slow = reference.matmul_all_reduce(x, w, group)
+        assert (fast - slow).norm() <= 1e-3 * slow.norm(), weight_type
+        assert_same_bits_on_all_ranks(fast, group)
+        for num_rows in (1, 2, 7):
+            assert torch.equal(fastserve.ops.matmul_all_reduce(x[:num_rows], w, group), fast[:num_rows])
+
+
+def check_refusals(group: Group) -> None:
+    d = 1 + group.exchange.gather_capacity // 4
+    with pytest.raises(ValueError, match=f"group must hold a row of {d} floats"):
+        fastserve.ops.all_reduce(torch.zeros(1, d), group)
+
+
+def main() -> None:
+    dist.init_process_group("gloo")
+    group = init_group(symmetric_bytes=1 << 20)
+    generator = torch.Generator().manual_seed(group.rank)
+    supported = [name for name, has, _ in _C.isas() if has]
+    for isa in supported:
+        _C.ops.use_isa(isa)
+        check_all_reduce(group, generator)
+        check_matmul_all_reduce(group, generator)
+    check_refusals(group)
+    dist.destroy_process_group()
+    print(f"rank {group.rank} of {group.size}: passed on {', '.join(supported)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,32 @@
+"""Runs a script of this folder under torchrun."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+TIMEOUT_S = 180  # several interpreters import torch, on cores shared with other tests
+
+
+def run_ranks(script: str, num_ranks: int) -> list[str]:
+    """The lines that the ranks printed, sorted; fails with their complaints if one of them failed."""
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        str(num_ranks),
+    ]
+    done = subprocess.run(
+        [*command, str(Path(__file__).with_name(script))],
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return sorted(done.stdout.splitlines())
