@@ -30,19 +30,20 @@ struct Scratch {
     SampleOut* outs;
     float* padded;
     float* gathered;
-    float* work;  // this thread's
+    RowScratch row;  // this thread's
 };
 
 Scratch lay_out(const SampleArgs& args, const Worker& worker) {
     const SampleScratchLayout layout = sample_scratch_layout(worker.num_threads, args.vocab_size);
     float* base = args.scratch;
+    float* row = base + layout.work + 3 * int64_t{worker.thread_idx} * args.vocab_size;
     return {reinterpret_cast<Candidate*>(base + layout.candidates),
             reinterpret_cast<Candidate*>(base + layout.records),
             reinterpret_cast<Shard*>(base + layout.shards),
             reinterpret_cast<SampleOut*>(base + layout.outs),
             base + layout.padded,
             base + layout.gathered,
-            base + layout.work + 2 * int64_t{worker.thread_idx} * args.vocab_size};
+            {row, row + args.vocab_size, reinterpret_cast<int32_t*>(row + 2 * int64_t{args.vocab_size})}};
 }
 
 int32_t bounded(int32_t value, int32_t low, int32_t high) {
@@ -134,8 +135,7 @@ void sample_whole_rows_alone(const SampleArgs& args, const Worker& worker, const
     for (int64_t s = 0; s < args.rows; ++s) {
         const SampleRow& row = args.sample_rows[s];
         if (!needs_whole_row(row) || idx++ % worker.num_threads != worker.thread_idx) continue;
-        sample_whole_row(args.logits + s * args.ldl, args.vocab_size, row, scratch.work,
-                         scratch.work + args.vocab_size, &args.out[s]);
+        sample_whole_row(args.logits + s * args.ldl, args.vocab_size, row, scratch.row, &args.out[s]);
     }
 }
 
@@ -223,8 +223,7 @@ void sample_wave(const SampleArgs& args, const Worker& worker, const int32_t* wa
     team_barrier(worker);
     for (int32_t i = worker.thread_idx; i * ranks + rank < num_wave; i += worker.num_threads)
         sample_whole_row(scratch.gathered + int64_t{i} * args.vocab_size, args.vocab_size,
-                         args.sample_rows[wave[i * ranks + rank]], scratch.work,
-                         scratch.work + args.vocab_size, &scratch.outs[i]);
+                         args.sample_rows[wave[i * ranks + rank]], scratch.row, &scratch.outs[i]);
     gather_outs(args, worker, wave, num_wave, scratch.outs);
 }
 

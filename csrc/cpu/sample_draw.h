@@ -5,7 +5,7 @@
 
 #include <cstdint>
 
-#include "cpu/exact_math.h"
+#include "cpu/exact_log.h"
 #include "cpu/philox.h"
 #include "cpu/simd.h"
 

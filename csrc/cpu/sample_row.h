@@ -75,16 +75,23 @@ inline static Candidate draw_plain(float* logits, int32_t first_id, int32_t n, c
     return draw_random(logits, first_id, n, state.seed, row.output_idx);
 }
 
-// The draw from a whole row, left as it is. work, weights [n]: scratch.
-inline static int32_t draw_whole(const float* logits, int32_t n, const SampleRow& row, float* work,
-                                 float* weights) {
+// Scratch of one thread, each [V].
+struct RowScratch {
+    float* x;
+    float* weights;
+    int32_t* ids;
+};
+
+// The draw from a whole row, which is left as it is.
+inline static int32_t draw_whole(const float* logits, int32_t n, const SampleRow& row,
+                                 const RowScratch& scratch) {
     const SamplingState& state = *row.state;
-    __builtin_memcpy(work, logits, sizeof(float) * static_cast<size_t>(n));
-    adjust_logits(work, 0, n, row);
-    if (is_greedy(state)) return draw_greedy(work, 0, n).id;
-    divide_by_temperature(work, n, state.temperature, work);
-    apply_filters(work, n, state, weights);
-    return draw_random(work, 0, n, state.seed, row.output_idx).id;
+    __builtin_memcpy(scratch.x, logits, sizeof(float) * static_cast<size_t>(n));
+    adjust_logits(scratch.x, 0, n, row);
+    if (is_greedy(state)) return draw_greedy(scratch.x, 0, n).id;
+    divide_by_temperature(scratch.x, n, state.temperature, scratch.x);
+    if (is_filtered(state)) apply_filters(scratch.x, n, state, scratch.weights, scratch.ids);
+    return draw_random(scratch.x, 0, n, state.seed, row.output_idx).id;
 }
 
 // The likeliest tokens, ties by the lower id first. x [n] holds no NaN.
@@ -108,24 +115,15 @@ inline static void report_top(const float* x, int32_t n, int32_t num_top, double
         out->top_logprobs[i] = values[i] > kNoScore ? static_cast<float>(values[i] - log_sum) : kNoScore;
 }
 
-// log_softmax of the raw logits at out->token, its rank, and the likeliest tokens. x [n]: scratch.
-//
-// The sum runs in 8 interleaved parts, added in order: fixed, and the compiler vectorises it.
-inline static void report_logprobs(const float* logits, int32_t n, int32_t num_logprobs, float* x,
-                                   SampleOut* out) {
+// log_softmax of the raw logits at out->token, its rank, and the likeliest tokens.
+inline static void report_logprobs(const float* logits, int32_t n, int32_t num_logprobs,
+                                   const RowScratch& scratch, SampleOut* out) {
+    float* x = scratch.x;
     divide_by_temperature(logits, n, 1.0f, x);  // for its cleaning
-    const double highest = static_cast<double>(x[draw_greedy(x, 0, n).id]);
-    double parts[8] = {};
-    if (highest > static_cast<double>(kNoScore)) {
-        int32_t i = 0;
-        for (; i + 8 <= n; i += 8)
-            for (int32_t j = 0; j < 8; ++j)
-                parts[j] += exp_nonpositive(static_cast<double>(x[i + j]) - highest);
-        for (; i < n; ++i) parts[0] += exp_nonpositive(static_cast<double>(x[i]) - highest);
-    }
-    double sum = 0.0;
-    for (const double part : parts) sum += part;
-    const double log_sum = sum > 0.0 ? highest + log_positive(sum) : 0.0;
+    const float highest = draw_greedy(x, 0, n).score;
+    double log_sum = 0.0;
+    if (highest > kNoScore)
+        log_sum = static_cast<double>(highest) + log_positive(weigh(x, n, highest, scratch.weights));
     const float value = x[out->token];
     int32_t num_greater = 0;
     for (int32_t i = 0; i < n; ++i) num_greater += x[i] > value ? 1 : 0;
@@ -136,16 +134,16 @@ inline static void report_logprobs(const float* logits, int32_t n, int32_t num_l
 }
 
 // Everything about a row that needs the whole distribution. logits [n] are left as they are.
-inline static void sample_whole_row(const float* logits, int32_t n, const SampleRow& row, float* work,
-                                    float* weights, SampleOut* out) {
+inline static void sample_whole_row(const float* logits, int32_t n, const SampleRow& row,
+                                    const RowScratch& scratch, SampleOut* out) {
     const int32_t num_logprobs = row.state->num_logprobs;
     out->token =
-        row.target >= 0 ? (row.target < n ? row.target : n - 1) : draw_whole(logits, n, row, work, weights);
+        row.target >= 0 ? (row.target < n ? row.target : n - 1) : draw_whole(logits, n, row, scratch);
     out->logprob = 0.0f;
     out->rank = 0;
     out->num_top = 0;
     if (row.target >= 0 || num_logprobs >= 0)
-        report_logprobs(logits, n, num_logprobs > 0 ? num_logprobs : 0, work, out);
+        report_logprobs(logits, n, num_logprobs > 0 ? num_logprobs : 0, scratch, out);
 }
 
 }  // namespace fastserve::FASTSERVE_ISA_NAMESPACE

@@ -21,7 +21,7 @@ struct SampleScratchLayout {
     int64_t outs;        // [kWaveRows] SampleOut
     int64_t padded;      // [V] this rank's columns, padded to the widest shard
     int64_t gathered;    // [kWaveRows, V] whole rows
-    int64_t work;        // [num_threads, 2, V] a row after penalties, and its weights
+    int64_t work;        // [num_threads, 3, V] a row after penalties, its weights, token ids
     int64_t total;
 };
 
@@ -34,7 +34,7 @@ struct SampleScratchLayout {
     layout.padded = layout.outs + kWaveRows * static_cast<int64_t>(sizeof(SampleOut) / sizeof(float));
     layout.gathered = layout.padded + vocab_size;
     layout.work = layout.gathered + int64_t{kWaveRows} * vocab_size;
-    layout.total = layout.work + 2 * int64_t{num_threads} * vocab_size;
+    layout.total = layout.work + 3 * int64_t{num_threads} * vocab_size;
     return layout;
 }
 

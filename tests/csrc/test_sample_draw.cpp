@@ -1,4 +1,4 @@
-// What draws are made of: Philox gives its published answers, exp, log and noise agree with libm, bounds are
+// What draws are made of: Philox gives its published answers, log agrees with libm, bounds are
 // bounds.
 #include <cmath>
 #include <random>
@@ -24,10 +24,7 @@ void philox_gives_the_known_answers() {
     }
 }
 
-void exp_and_log_agree_with_libm() {
-    for (double x = 0.0; x > -690.0; x -= 0.3711)
-        CHECK(std::fabs(headers::exp_nonpositive(x) / std::exp(x) - 1.0) < 1e-15);
-    CHECK(headers::exp_nonpositive(-INFINITY) == 0.0);
+void log_agrees_with_libm() {
     for (double x = 1e-10; x < 1e10; x *= 1.0371)
         CHECK(std::fabs(headers::log_positive(x) - std::log(x)) < 4e-16 * std::fabs(std::log(x)) + 1e-16);
     CHECK(std::fabs(headers::log_positive(1.0 - 0x1p-33) + 0x1p-33) < 1e-19);
@@ -46,7 +43,7 @@ void the_bound_is_above_the_noise() {
 
 int main() {
     philox_gives_the_known_answers();
-    exp_and_log_agree_with_libm();
+    log_agrees_with_libm();
     the_bound_is_above_the_noise();
     return failures() != 0;
 }
