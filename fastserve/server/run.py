@@ -12,7 +12,7 @@ import os
 import signal
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
 
@@ -106,17 +106,17 @@ async def _run(
         try:
             await _first(serving, failed, asyncio.create_task(asked.wait()))
             lifecycle.drain()
+            idle = asyncio.create_task(lifecycle.idle())
             if not failed.done() and not serving.done():
-                await _first(
-                    failed, insists, asyncio.create_task(lifecycle.idle()), timeout_s=options.drain_timeout_s
-                )
+                await _first(failed, insists, idle, timeout_s=options.drain_timeout_s)
+            if failed.done():  # the engine itself tells running requests what happened
+                await _first(insists, idle, timeout_s=CANCEL_TIMEOUT_S)
             lifecycle.end()
             if insists.done():
                 # Tasks are cancelled wherever they are: that each of them broke off is no news.
                 logging.getLogger("uvicorn.error").disabled = True
                 return Ending.FORCED
-            with suppress(TimeoutError):
-                await asyncio.wait_for(lifecycle.idle(), CANCEL_TIMEOUT_S)
+            await _first(insists, idle, timeout_s=CANCEL_TIMEOUT_S)
             server.should_exit = True
             await _first(serving, insists)
             if serving.done():
