@@ -34,7 +34,9 @@ class Settings(argparse.Namespace):
 
     def __init__(self, values: Mapping[str, Any], sources: Mapping[str, str]) -> None:
         super().__init__(**values)
-        self._sources = sources  # of those that are not defaults: "--port", "FASTSERVE_PORT", "file.yaml: port"
+        self._sources = (
+            sources  # of those that are not defaults: "--port", "FASTSERVE_PORT", "file.yaml: port"
+        )
 
     def __getitem__(self, name: str) -> Any:
         return getattr(self, name)
@@ -78,13 +80,14 @@ def add_options(parser: argparse.ArgumentParser, options: Sequence[Option]) -> N
             help=text,
         )
     parser.add_argument(
-        "--config", metavar="FILE", default=argparse.SUPPRESS, help="YAML file of options; all else wins over it"
+        "--config",
+        metavar="FILE",
+        default=argparse.SUPPRESS,
+        help="YAML file of options; all else wins over it",
     )
 
 
-def resolve(
-    options: Sequence[Option], arguments: Mapping[str, Any], environ: Mapping[str, str]
-) -> Settings:
+def resolve(options: Sequence[Option], arguments: Mapping[str, Any], environ: Mapping[str, str]) -> Settings:
     """Raises UsageError naming the source of a wrong value, an unknown key or a file that cannot be read."""
     path = arguments.get("config") or environ.get(CONFIG_VARIABLE)
     from_file = read_config(Path(path)) if path else {}
