@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from fastserve import _C
+
 TIMEOUT_S = 180  # several interpreters import torch, on cores shared with other tests
 
 
@@ -20,13 +22,15 @@ def run_ranks(script: str, num_ranks: int) -> list[str]:
         "--nproc-per-node",
         str(num_ranks),
     ]
+    # The fastserve that this process runs, also where that is a checkout and nothing is installed.
+    path = [str(Path(_C.__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
     done = subprocess.run(
         [*command, str(Path(__file__).with_name(script))],
         capture_output=True,
         text=True,
         timeout=TIMEOUT_S,
         check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(path)},
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return sorted(done.stdout.splitlines())
