@@ -90,7 +90,7 @@ FASTSERVE_INLINE VecI dot(VecI acc, VecI u, VecI s) {
 
 template <WeightType type, bool unpacked>
 struct Quantised {
-    static constexpr int kMaxTile = 12, kMaxPanels = unpacked ? kMaxUnpackedPanels : 4;
+    static constexpr int kMaxPanels = unpacked ? kMaxUnpackedPanels : 4, kMaxTile = 12;
     using Layout = __typeof__([] {
         if constexpr (unpacked)
             return Unpacked<type>{};
