@@ -12,6 +12,8 @@
 #include <vector>
 
 #include "cpu/dispatch.h"
+#define FASTSERVE_ISA_NAMESPACE portable  // whose choices are looked at
+#include "cpu/matmul.h"
 #include "cpu/threads.h"
 #include "weights/half.h"
 #include "weights/packed_buffer.h"
@@ -179,6 +181,32 @@ void test_nan_and_zero_rows(const Isa& isa, WeightType type) {
     }
 }
 
+// Every row and panel belongs to exactly one thread, and rows are split only where panels alone leave threads
+// idle.
+void test_work_is_divided() {
+    for (const int rows : {1, 5, 64, 130})
+        for (const int panels : {1, 3, 36, 200})
+            for (const int num_threads : {1, 2, 5, 16}) {
+                std::vector<int> owners(static_cast<size_t>(rows * panels), 0);
+                for (int thread = 0; thread < num_threads; ++thread) {
+                    const portable::MatmulPart part =
+                        portable::divide_matmul(rows, panels, thread, num_threads);
+                    for (int r = part.row_begin; r < part.row_end; ++r)
+                        for (int p = part.panel_begin; p < part.panel_end; ++p)
+                            ++owners[static_cast<size_t>(r * panels + p)];
+                }
+                if (std::all_of(owners.begin(), owners.end(), [](int count) { return count == 1; })) continue;
+                std::printf("FAIL %d rows x %d panels over %d threads\n", rows, panels, num_threads);
+                ++failures;
+            }
+    const portable::MatmulPart wide = portable::divide_matmul(130, 200, 0, 2);
+    const portable::MatmulPart tall = portable::divide_matmul(130, 1, 0, 2);
+    if (wide.row_end != 130 || wide.panel_end != 100 || tall.row_end != 65 || tall.panel_end != 1) {
+        std::printf("FAIL the wrong dimension is divided\n");
+        ++failures;
+    }
+}
+
 int bench(int argc, char** argv) {
     const int rows = std::atoi(argv[2]), n = std::atoi(argv[3]), k = std::atoi(argv[4]);
     const WeightType type = find_weight_type(argv[5]);
@@ -236,6 +264,7 @@ int main(int argc, char** argv) {
             test_nan_and_zero_rows(isa, type);
         }
     }
+    test_work_is_divided();
     for (const WeightType type : kTypes) test_isas_agree(type);
     // Odd K: bf16 pads its pairs.
     for (const Isa& isa : isas())
