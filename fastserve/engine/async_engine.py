@@ -59,12 +59,12 @@ class AsyncEngine:
 
     @property
     def healthy(self) -> bool:
-        return self._failure is None
+        return self.failure is None
 
     @property
     def failure(self) -> GroupError | None:
-        """Why no request will be answered any more."""
-        return self._failure
+        """Why no request will be answered any more; known while idle too."""
+        return self._failure or self._engine.executor.failure
 
     async def deltas(
         self, prompt_token_ids: list[int], params: SamplingParams, request_id: str
@@ -80,8 +80,8 @@ class AsyncEngine:
         num_unfinished = params.n
         try:
             self._commands.put(lambda: self._add(stream, prompt_token_ids, params))
-            if self._failure is not None:  # looked at after the put: the thread may have gone before it
-                raise self._failure
+            if self.failure is not None:  # looked at after the put: the thread may have gone before it
+                raise self.failure
             while num_unfinished:
                 if not stream.arrived:
                     await stream.news.wait()

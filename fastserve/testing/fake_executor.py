@@ -70,9 +70,13 @@ class FakeExecutor:
     def close(self) -> None:
         self.closed = True
 
+    @property
+    def failure(self) -> RankLostError | None:
+        return None if self.lost is None else RankLostError(self.lost)
+
     def _check_alive(self) -> None:
-        if self.lost is not None:
-            raise RankLostError(self.lost)
+        if self.failure is not None:
+            raise self.failure
 
     def _run(self, step: Step) -> StepResult:
         for slot in step.closed:

@@ -50,7 +50,7 @@ class MailboxExecutor(ABC):
     def submit(self, step: Step) -> None:
         """Queues one step; raises RankLostError or GroupError if nobody will run it."""
         if not self._steps.write(self._encoder.encode(step), WRITE_TIMEOUT_MS):
-            raise self._failure()
+            raise self._why_not()
 
     def collect(self) -> StepResult:
         """The oldest step's result; waits for it. Raises RankLostError or GroupError if it will never come."""
@@ -58,7 +58,7 @@ class MailboxExecutor(ABC):
             try:
                 message = self._results.read(0, 0, POLL_MS)
             except EOFError:
-                raise self._failure() from None
+                raise self._why_not() from None
             if message is not None:
                 return decode_result(message)
 
@@ -71,8 +71,13 @@ class MailboxExecutor(ABC):
     def close(self) -> None:
         """Ends everything that was started. Idempotent."""
 
+    @property
     @abstractmethod
-    def _failure(self) -> Exception: ...
+    def failure(self) -> GroupError | None:
+        """Why no step will run any more, known as soon as it happens; None while all is well, and after `close`."""
+
+    def _why_not(self) -> GroupError:
+        return self.failure or GroupError("the executor is closed")
 
 
 class LocalExecutor(MailboxExecutor):
@@ -93,8 +98,9 @@ class LocalExecutor(MailboxExecutor):
     def close(self) -> None:
         self._worker.stop()
 
-    def _failure(self) -> Exception:
-        return GroupError(self._worker.error or "the executor is closed")
+    @property
+    def failure(self) -> GroupError | None:
+        return GroupError(self._worker.error) if self._worker.error else None
 
 
 class GroupExecutor(MailboxExecutor):
@@ -118,8 +124,9 @@ class GroupExecutor(MailboxExecutor):
     def close(self) -> None:
         self._group.close()
 
-    def _failure(self) -> Exception:
-        return self._group.error or GroupError("the group is closed")
+    @property
+    def failure(self) -> GroupError | None:
+        return self._group.error
 
 
 def start_executor(config: ExecutorConfig) -> MailboxExecutor:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from fastserve.errors import GroupError
 from fastserve.step import Step, StepResult
 
 
 class Executor(Protocol):
-    """Runs steps in the order of their submission. Used by one thread, but for `close`."""
+    """Runs steps in the order of their submission. Used by one thread, but for `close` and `failure`."""
 
     @property
     def num_blocks(self) -> tuple[int, ...]:
@@ -28,6 +29,11 @@ class Executor(Protocol):
 
     @property
     def max_model_len(self) -> int: ...
+
+    @property
+    def failure(self) -> GroupError | None:
+        """Why no step will run any more; None while all is well. May be asked by any thread."""
+        ...
 
     def submit(self, step: Step) -> None:
         """Queues `step` and returns. Raises RankLostError if the group has ended."""
