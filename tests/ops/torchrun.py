@@ -24,13 +24,15 @@ def run_ranks(script: str, num_ranks: int) -> list[str]:
     ]
     # The fastserve that this process runs, also where that is a checkout and nothing is installed.
     path = [str(Path(_C.__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    # Buffered, a rank's output is written in one piece at its end; otherwise lines of two ranks may mix.
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
     done = subprocess.run(
         [*command, str(Path(__file__).with_name(script))],
         capture_output=True,
         text=True,
         timeout=TIMEOUT_S,
         check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(path)},
+        env={**environment, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(path)},
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return sorted(done.stdout.splitlines())
