@@ -9,3 +9,4 @@ void bind_ring(pybind11::module_& m);
 void bind_ops(pybind11::module_& m);
 void bind_mailbox(pybind11::module_& m);
 void bind_program(pybind11::module_& m);
+void bind_benchmark(pybind11::module_& m);

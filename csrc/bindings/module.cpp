@@ -9,4 +9,5 @@ PYBIND11_MODULE(_C, m) {
     bind_ops(m);
     bind_mailbox(m);
     bind_program(m);
+    bind_benchmark(m);
 }
