@@ -82,7 +82,9 @@ class SamplingParams:
         _check(self.seed is None or 0 <= self.seed <= MAX_SEED, "seed must be in [0, 2^63)", self.seed)
         for name in ("logprobs", "prompt_logprobs"):
             value = getattr(self, name)
-            _check(value is None or 0 <= value <= MAX_LOGPROBS, f"{name} must be in [0, {MAX_LOGPROBS}]", value)
+            _check(
+                value is None or 0 <= value <= MAX_LOGPROBS, f"{name} must be in [0, {MAX_LOGPROBS}]", value
+            )
         for token_id in self.stop_token_ids:
             _check(0 <= token_id < 2**31, "stop_token_ids must be token ids", token_id)
 
