@@ -38,6 +38,8 @@ class RankProgram:
 def open_model(path: str) -> tuple[_C.GgufFile, ModelConfig]:
     """Maps the file and reads the model's configuration. Raises WeightFileError, ModelConfigError."""
     file = _C.GgufFile(path)
+    if file.metadata.get("split.count", 1) not in (0, 1):
+        raise WeightFileError(f"{path}: one part of a split model, which is not supported: merge the parts")
     embedding = file.tensors.get(EMBEDDING)
     if file.metadata.get("general.architecture") == "llama" and embedding is None:
         raise WeightFileError(f"{path}: tensor {EMBEDDING} is missing")

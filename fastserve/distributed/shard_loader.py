@@ -14,8 +14,6 @@ from fastserve.models.config import ModelConfig
 from fastserve.models.llama import LayerWeights, LlamaWeights, Shard
 from fastserve.program.recorder import EmbeddingTable, FusedWeight
 
-PACKED_TYPES = {0: "f32", 1: "f16", 2: "q4", 3: "q4m", 8: "q8", 30: "bf16"}  # by GGUF type id
-
 
 @dataclass(frozen=True, slots=True)
 class Slice:
@@ -95,14 +93,8 @@ class ShardLoader:
         )
 
     def _packed_type(self, name: str) -> str:
-        tensor = self._file.tensors[name]
-        packed = PACKED_TYPES.get(tensor.type)
-        if packed is None:
-            raise WeightFileError(
-                f"{self._file.path}: tensor {name} has type {tensor.type_name}, which is not supported; "
-                "supported: F32, F16, BF16, Q4_0, Q4_1, Q8_0"
-            )
-        return packed
+        self._file.data_address(name)  # a type that is not supported is refused here, with those that are
+        return _C.packed_type(self._file.tensors[name].type)
 
     def _fused(self, slices: list[Slice]) -> FusedWeight:
         """Packs runs of slices of one type side by side."""
