@@ -10,6 +10,7 @@ from fastserve import _C
 from fastserve.distributed.cores import usable_cores
 
 CPU_INFO = Path("/proc/cpuinfo")
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +44,7 @@ def cpu_name(cpu_info: Path = CPU_INFO) -> str:
     return name
 
 
-def commit(root: Path = Path(__file__).resolve().parents[2]) -> str:
+def commit(root: Path = ROOT) -> str:
     """Of the checkout this file lies in, with '+' if it was changed since; 'unknown' elsewhere."""
     git = ["git", "-C", str(root)]
     try:

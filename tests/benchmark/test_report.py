@@ -29,7 +29,7 @@ LINE = Line(
 
 def test_line_stands_alone() -> None:
     assert str(LINE) == (
-        "Zen 4 x2 | far | matmul | M=1 N=576 K=1536 | q4m | avx512 2t | 30 us +-5% n=40 | 18.4 GB/s | 59 GOP/s"
+        "Zen 4 x2 | far | matmul | M=1 N=576 K=1536 | q4m | avx512 2t | 30 us +-5% n=40 | 18.4 GB/s | 59.2 GOP/s"
         " | roof 66% | 2.50x torch int4 | abc1234"
     )
 
