@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 SMOLLM2 = "smollm2-135m"
+
+
+def pytest_configure() -> None:
+    """Ctrl-C means Ctrl-C also where the shell that started the tests in the background had it ignored."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
