@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from time import perf_counter, sleep
 
 from fastserve.benchmark.placement import Probe, State, bucket
@@ -56,19 +57,31 @@ def take_turns(
 
     Raises ValueError if rounds or calls is below 1.
     """
+    per_batch = {name: calls if isinstance(calls, int) else calls[name] for name in contestants}
+    if min(per_batch.values(), default=1) < 1:
+        raise ValueError(f"calls must be >= 1, got {per_batch}")
+    batches = {name: partial(_batch, call, per_batch[name], clock) for name, call in contestants.items()}
+    return take_timed_turns(batches, rounds=rounds, probe=probe, settle=settle)
+
+
+def take_timed_turns(
+    contestants: Mapping[str, Callable[[], float]],
+    *,
+    rounds: int,
+    probe: Probe,
+    settle: Callable[[], None] = lambda: sleep(SETTLE_S),
+) -> Buckets:
+    """The same for contestants that do a batch of their own and return its seconds per call."""
     if rounds < 1:
         raise ValueError(f"rounds must be >= 1, got {rounds}")
     names = list(contestants)
-    per_batch = {name: calls if isinstance(calls, int) else calls[name] for name in names}
-    if min(per_batch.values(), default=1) < 1:
-        raise ValueError(f"calls must be >= 1, got {per_batch}")
     found = Buckets()
     for round_idx in range(rounds):
         for turn in range(len(names)):
             name = names[(round_idx + turn) % len(names)]
             settle()
             before = probe()
-            seconds = _batch(contestants[name], per_batch[name], clock)
+            seconds = contestants[name]()
             settle()
             found.add(bucket(before, probe()), name, seconds)
     return found

@@ -1,0 +1,158 @@
+"""Decode and prefill of whole models: ours and llama.cpp's, through one interface."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from fastserve import _C
+from fastserve.benchmark.roofs import Work
+from fastserve.llm import LLM
+from fastserve.request import SamplingParams
+
+FIRST_ORDINARY_ID = 100  # below lie special tokens
+
+
+class Peer(ABC):
+    """An engine that holds a model. One call at a time; nothing is kept between calls."""
+
+    name: str
+
+    @abstractmethod
+    def seconds_to_first(self, prompt: list[int]) -> float:
+        """From a prompt to the first token drawn from it."""
+
+    @abstractmethod
+    def seconds_per_token(self, prompt: list[int], num_tokens: int) -> float:
+        """Of each token after the first."""
+
+    @abstractmethod
+    def close(self) -> None: ...
+
+
+class Ours(Peer):
+    """The whole engine on the caller's thread: scheduler, ranks, detokenizer and all."""
+
+    def __init__(self, path: Path, *, devices: int, num_threads: int, max_model_len: int) -> None:
+        self.name = f"fastserve {devices}x{num_threads}t"
+        self._llm = LLM(
+            str(path), devices=devices, num_threads=num_threads, max_model_len=max_model_len, max_num_seqs=1
+        )
+
+    def seconds_to_first(self, prompt: list[int]) -> float:
+        start = perf_counter()
+        self._llm.generate(prompt, _greedy(1))
+        return perf_counter() - start
+
+    def seconds_per_token(self, prompt: list[int], num_tokens: int) -> float:
+        stream = self._llm.stream(prompt, _greedy(num_tokens + 1))
+        num_first = len(next(stream).outputs[0].token_ids)
+        start = perf_counter()
+        for output in stream:
+            num_last = len(output.outputs[0].token_ids)
+        seconds = perf_counter() - start
+        assert num_last == num_tokens + 1
+        return seconds / (num_last - num_first)
+
+    def close(self) -> None:
+        self._llm.close()
+
+
+class LlamaCpp(Peer):
+    """llama-cpp-python's eval and greedy sampling, without text."""
+
+    def __init__(self, path: Path, *, num_threads: int, max_model_len: int, repacking: bool = True) -> None:
+        """repacking: weights in layouts for this CPU (AMX and others); some virtual machines announce AMX and
+        then fault on its first instruction (`llama_cpp_survives`)."""
+        import llama_cpp
+
+        self.name = (
+            f"llama.cpp ({llama_cpp.__version__}) {num_threads}t{'' if repacking else ' no repacking'}"
+        )
+        with _model_params(llama_cpp, use_extra_bufts=repacking):
+            self._llama: Any = llama_cpp.Llama(
+                str(path),
+                n_ctx=max_model_len,
+                n_batch=512,
+                n_ubatch=512,
+                n_threads=num_threads,
+                n_threads_batch=num_threads,
+                verbose=False,
+            )
+
+    def seconds_to_first(self, prompt: list[int]) -> float:
+        self._llama.reset()
+        start = perf_counter()
+        self._llama.eval(prompt)
+        self._llama.sample(temp=0.0, repeat_penalty=1.0)
+        return perf_counter() - start
+
+    def seconds_per_token(self, prompt: list[int], num_tokens: int) -> float:
+        self.seconds_to_first(prompt)
+        token = self._llama.sample(temp=0.0, repeat_penalty=1.0)
+        start = perf_counter()
+        for _ in range(num_tokens):
+            self._llama.eval([token])
+            token = self._llama.sample(temp=0.0, repeat_penalty=1.0)
+        return (perf_counter() - start) / num_tokens
+
+    def close(self) -> None:
+        self._llama.close()
+
+
+@contextmanager
+def _model_params(llama_cpp: Any, *, use_extra_bufts: bool) -> Iterator[None]:
+    """llama_cpp.Llama has no argument for it, but starts from what this function returns."""
+    module = llama_cpp.llama_cpp
+    defaults = module.llama_model_default_params
+
+    def changed() -> Any:
+        params = defaults()
+        params.use_extra_bufts = use_extra_bufts
+        return params
+
+    module.llama_model_default_params = changed
+    try:
+        yield
+    finally:
+        module.llama_model_default_params = defaults
+
+
+def llama_cpp_survives(path: Path) -> bool:
+    """Whether its fastest kernels run here, tried in a process that may crash."""
+    code = (
+        "import sys; from pathlib import Path; from fastserve.benchmark.peers import LlamaCpp;"
+        "LlamaCpp(Path(sys.argv[1]), num_threads=1, max_model_len=64).seconds_to_first([100] * 32)"
+    )
+    return (
+        subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, check=False).returncode
+        == 0
+    )
+
+
+def model_work(path: Path, *, num_tokens: int) -> Work:
+    """What a step must do at least: read the file's tensors once, multiply each row by all but the embedding."""
+    tensors = _C.GgufFile(str(path)).tensors.values()
+    matrices = [tensor for tensor in tensors if len(tensor.shape) == 2 and tensor.name != "token_embd.weight"]
+    quantised = any(tensor.type_name.lower().startswith("q") for tensor in matrices)
+    return Work(
+        num_bytes=sum(tensor.nbytes for tensor in tensors),
+        num_operations=2.0 * num_tokens * sum(tensor.n * tensor.k for tensor in matrices),
+        arithmetic="int8" if quantised else "bf16",
+    )
+
+
+def random_prompt(random_ids: random.Random, length: int, vocab_size: int) -> list[int]:
+    """A fresh one for every call, so that nobody's prefix cache helps."""
+    return [random_ids.randrange(FIRST_ORDINARY_ID, vocab_size) for _ in range(length)]
+
+
+def _greedy(max_tokens: int) -> SamplingParams:
+    return SamplingParams(temperature=0.0, max_tokens=max_tokens, ignore_eos=True)
