@@ -1,0 +1,124 @@
+"""What clients of an OpenAI-compatible server see: closed loops that stream, and the order statistics of that."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from time import perf_counter
+from typing import TYPE_CHECKING, Self
+
+from fastserve.benchmark.summary import percentile
+
+if TYPE_CHECKING:
+    import httpx
+
+DATA = "data: "
+DONE = "data: [DONE]"
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """One request: when it was sent, and when each piece of its answer came."""
+
+    sent_s: float
+    arrivals_s: tuple[float, ...]
+    num_tokens: int  # as the server counts them
+
+    @property
+    def ttft_s(self) -> float:
+        return self.arrivals_s[0] - self.sent_s
+
+    @property
+    def gaps_s(self) -> list[float]:
+        return [later - sooner for sooner, later in zip(self.arrivals_s, self.arrivals_s[1:], strict=False)]
+
+
+@dataclass(frozen=True, slots=True)
+class ServingFigures:
+    num_requests: int
+    tokens_per_s: float  # generated, from the first request sent to the last piece received
+    ttft_p50_s: float
+    ttft_p99_s: float
+    inter_token_p50_s: float
+    inter_token_p99_s: float
+
+    @classmethod
+    def of(cls, traces: Sequence[Trace]) -> Self:
+        """Raises ValueError without traces, or if no answer came in more than one piece."""
+        if not traces:
+            raise ValueError("traces must hold at least one, got none")
+        ttfts = [trace.ttft_s for trace in traces]
+        gaps = [gap for trace in traces for gap in trace.gaps_s]
+        seconds = max(trace.arrivals_s[-1] for trace in traces) - min(trace.sent_s for trace in traces)
+        return cls(
+            num_requests=len(traces),
+            tokens_per_s=sum(trace.num_tokens for trace in traces) / seconds,
+            ttft_p50_s=percentile(ttfts, 50),
+            ttft_p99_s=percentile(ttfts, 99),
+            inter_token_p50_s=percentile(gaps, 50),
+            inter_token_p99_s=percentile(gaps, 99),
+        )
+
+    def __str__(self) -> str:
+        ttft = f"p50 {self.ttft_p50_s * 1e3:.0f} ms p99 {self.ttft_p99_s * 1e3:.0f} ms"
+        gaps = f"p50 {self.inter_token_p50_s * 1e3:.1f} ms p99 {self.inter_token_p99_s * 1e3:.1f} ms"
+        rate = f"{self.tokens_per_s:.1f} tokens/s"
+        return f"{rate} | TTFT {ttft} | inter-token {gaps} | {self.num_requests} requests"
+
+
+async def closed_loops(
+    client: httpx.AsyncClient, prompts: Sequence[list[int]], *, model: str, num_clients: int, max_tokens: int
+) -> list[Trace]:
+    """Every client sends its next request when its last one is answered, until the prompts are used up."""
+    left = iter(prompts)
+    traces: list[Trace] = []
+
+    async def loop() -> None:
+        for prompt in left:  # one iterator: each prompt goes to whoever is free
+            traces.append(await stream(client, prompt, model=model, max_tokens=max_tokens))
+
+    await asyncio.gather(*(loop() for _ in range(num_clients)))
+    return traces
+
+
+async def stream(client: httpx.AsyncClient, prompt: list[int], *, model: str, max_tokens: int) -> Trace:
+    """One completion of exactly max_tokens. Raises RuntimeError with the server's words if it refuses."""
+    body = {
+        "model": model,
+        "prompt": prompt,
+        "max_tokens": max_tokens,
+        "temperature": 0,
+        "ignore_eos": True,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+    arrivals: list[float] = []
+    num_tokens = 0
+    sent = perf_counter()
+    async with client.stream("POST", "/v1/completions", json=body) as answer:
+        if answer.status_code != 200:
+            raise RuntimeError(f"HTTP {answer.status_code}: {(await answer.aread()).decode()}")
+        async for line in answer.aiter_lines():
+            if line == DONE:
+                break
+            if not line.startswith(DATA):
+                continue
+            now = perf_counter()
+            usage, has_choice = read_event(line)
+            num_tokens = usage or num_tokens
+            if has_choice:
+                arrivals.append(now)
+    if not arrivals:
+        raise RuntimeError("the server ended the stream without an answer")
+    return Trace(sent, tuple(arrivals), num_tokens or len(arrivals))
+
+
+def read_event(line: str) -> tuple[int | None, bool]:
+    """(completion tokens if the event tells them, whether it brings a piece of an answer)."""
+    event = json.loads(line.removeprefix(DATA))
+    if "error" in event:
+        raise RuntimeError(f"the server broke off: {event['error']}")
+    usage = event.get("usage")
+    return (usage["completion_tokens"] if usage else None), bool(event.get("choices"))

@@ -1,0 +1,75 @@
+"""Figures come from arrival times alone; loops are closed: a client has one request on its way."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import httpx
+import pytest
+
+from fastserve.benchmark.serving import ServingFigures, Trace, closed_loops, read_event
+
+
+def test_figures_of_two_requests() -> None:
+    traces = [Trace(10.0, (10.5, 10.6, 10.8), 3), Trace(10.2, (11.2, 12.0), 2)]
+    figures = ServingFigures.of(traces)
+    assert figures.num_requests == 2
+    assert figures.tokens_per_s == pytest.approx(5 / 2.0)
+    assert figures.ttft_p50_s == pytest.approx(0.75)
+    assert figures.ttft_p99_s == pytest.approx(0.995)
+    assert figures.inter_token_p50_s == pytest.approx(0.2)
+    assert figures.inter_token_p99_s == pytest.approx(0.788)
+
+
+def test_figures_of_nothing_are_refused() -> None:
+    with pytest.raises(ValueError, match="traces must hold at least one"):
+        ServingFigures.of([])
+
+
+def test_events_tell_pieces_from_usage() -> None:
+    assert read_event('data: {"choices": [{"text": "a"}]}') == (None, True)
+    assert read_event('data: {"choices": [], "usage": {"completion_tokens": 7}}') == (7, False)
+    with pytest.raises(RuntimeError, match="broke off: lost"):
+        read_event('data: {"error": "lost"}')
+
+
+class Server:
+    """Streams two pieces and the usage; counts how many requests are open at once."""
+
+    def __init__(self, status: int = 200) -> None:
+        self.open, self.most_open, self.prompts = 0, 0, []
+        self._status = status
+
+    async def __call__(self, request: httpx.Request) -> httpx.Response:
+        self.prompts.append(json.loads(request.content)["prompt"])
+        self.open += 1
+        self.most_open = max(self.most_open, self.open)
+        await asyncio.sleep(0)
+        self.open -= 1
+        pieces = [{"choices": [{"text": "x"}]}] * 2 + [{"choices": [], "usage": {"completion_tokens": 5}}]
+        text = "".join(f"data: {json.dumps(piece)}\n\n" for piece in pieces) + "data: [DONE]\n\n"
+        return httpx.Response(self._status, text=text)
+
+
+def run(server: Server, prompts: list[list[int]], num_clients: int) -> list[Trace]:
+    async def measured() -> list[Trace]:
+        transport = httpx.MockTransport(server)
+        async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
+            return await closed_loops(client, prompts, model="m", num_clients=num_clients, max_tokens=5)
+
+    return asyncio.run(measured())
+
+
+def test_every_prompt_is_sent_once_and_no_client_sends_two_at_a_time() -> None:
+    server = Server()
+    prompts = [[number] for number in range(7)]
+    traces = run(server, prompts, num_clients=3)
+    assert sorted(server.prompts) == prompts
+    assert 1 <= server.most_open <= 3
+    assert [(len(trace.arrivals_s), trace.num_tokens) for trace in traces] == [(2, 5)] * 7
+
+
+def test_refusal_ends_the_run_with_the_servers_words() -> None:
+    with pytest.raises(RuntimeError, match="HTTP 503: data"):
+        run(Server(503), [[1]], num_clients=1)
