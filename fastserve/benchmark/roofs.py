@@ -1,4 +1,7 @@
-"""What the machine allows, measured with the ISA in use, and which share of it a measurement reached."""
+"""What the machine allows, measured with the ISA in use, and which share of it a measurement reached.
+
+The arithmetic roofs are of the instructions that our kernels use. Units beyond them (AMX) would lie higher.
+"""
 
 from __future__ import annotations
 
