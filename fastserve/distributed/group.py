@@ -12,7 +12,7 @@ import math
 import os
 import weakref
 from types import TracebackType
-from typing import Protocol, Self, runtime_checkable
+from typing import Protocol, Self
 
 from fastserve import _C
 from fastserve.distributed.rendezvous import (
@@ -31,7 +31,6 @@ SYMMETRIC_BYTES = 8 << 20  # 512 rows of 4096 floats in one go; larger matrices 
 TIMEOUT_S = 60.0  # ranks that import torch from a cold disk start many seconds apart
 
 
-@runtime_checkable
 class TorchTensor(Protocol):
     """What is used of a torch tensor, so that nothing here imports torch."""
 
@@ -98,7 +97,7 @@ def _leave(exchange: _C.Exchange, watcher: _C.Watcher) -> None:
 
 def _matrix(tensor: TorchTensor) -> tuple[int, int, int]:
     """(address, rows, columns) of a tensor seen as a matrix."""
-    if not isinstance(tensor, TorchTensor):
+    if getattr(tensor, "data_ptr", None) is None:  # isinstance of a Protocol would take 14 us of a 4 KB call
         raise ValueError(f"tensor must be a torch tensor, got {type(tensor).__name__}")
     dtype, device = str(getattr(tensor, "dtype", "")), str(getattr(tensor, "device", "cpu"))
     if dtype != "torch.float32" or device != "cpu" or not tensor.is_contiguous():
