@@ -26,6 +26,7 @@ from fastserve.distributed.shard_plan import ShardPlan
 from fastserve.errors import FastServeError, GroupError, RankLostError
 
 STOP_TIMEOUT_S = 5.0  # a rank ends after the step in hand; longer is a fault
+MIN_EXCHANGE_BYTES = 1 << 20  # several rows of a shard's logits at once
 START_TIMEOUT_S = 600.0  # reading and packing a large shard from a cold disk
 
 
@@ -36,9 +37,9 @@ class RankHandle:
     channel: socket.socket
 
 
-def exchange_bytes(plan_rows: int, hidden: int, num_ranks: int) -> int:
-    """Bytes of one symmetric buffer half: a step's partial sums, and never less than a few rows of logits."""
-    return max(plan_rows * hidden * 4, 1 << 20)
+def exchange_bytes(max_tokens: int, hidden: int) -> int:
+    """What one collective must hold: the fp32 partial sums of the largest step."""
+    return max(max_tokens * hidden * 4, MIN_EXCHANGE_BYTES)
 
 
 class DeviceGroup:
@@ -54,7 +55,7 @@ class DeviceGroup:
         cores: Sequence[Sequence[int]],
     ) -> None:
         size = plan.num_ranks
-        symmetric = exchange_bytes(settings.max_tokens, hidden, size)
+        symmetric = exchange_bytes(settings.max_tokens, hidden)
         self._region = _C.SharedRegion.create(size, symmetric, 2 * mailbox_bytes(MAILBOX_CAPACITY))
         self.steps, self.results = open_mailboxes(self._region, MAILBOX_CAPACITY, size, create=True)
         self.packed_bytes: list[int] = []
