@@ -97,7 +97,7 @@ def _leave(exchange: _C.Exchange, watcher: _C.Watcher) -> None:
 
 def _matrix(tensor: TorchTensor) -> tuple[int, int, int]:
     """(address, rows, columns) of a tensor seen as a matrix."""
-    if getattr(tensor, "data_ptr", None) is None:  # isinstance of a Protocol would take 14 us of a 4 KB call
+    if getattr(tensor, "data_ptr", None) is None:  # isinstance of a Protocol takes 7 us
         raise ValueError(f"tensor must be a torch tensor, got {type(tensor).__name__}")
     dtype, device = str(getattr(tensor, "dtype", "")), str(getattr(tensor, "device", "cpu"))
     if dtype != "torch.float32" or device != "cpu" or not tensor.is_contiguous():

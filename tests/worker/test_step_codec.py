@@ -3,26 +3,15 @@
 from __future__ import annotations
 
 from array import array
+from dataclasses import replace
 
 import pytest
 
-from fastserve.step import BlockGrant, Chunk, SlotOpening, SlotSampling, Step
+from fastserve.step import BlockGrant, Chunk, SlotOpening, Step
+from fastserve.testing.rank_logits import GREEDY
 from fastserve.worker.step_codec import SAME_DECODES, StepEncoder, decode_result
 
-GREEDY = SlotSampling(
-    temperature=0.0,
-    top_k=0,
-    top_p=1.0,
-    min_p=0.0,
-    repetition_penalty=1.0,
-    presence_penalty=0.0,
-    frequency_penalty=0.0,
-    seed=(1 << 63) - 5,
-    min_tokens=0,
-    stop_ids=(2,),
-    logit_bias=((4, 0.5),),
-    num_logprobs=-1,
-)
+SAMPLING = replace(GREEDY, seed=(1 << 63) - 5, stop_ids=(2,), logit_bias=((4, 0.5),))
 
 
 def words(message: bytes) -> list[int]:
@@ -46,7 +35,7 @@ def test_changes_are_laid_out_in_the_order_of_the_layout() -> None:
     step = Step(
         3,
         closed=(7,),
-        opened=(SlotOpening(1, 2, GREEDY),),
+        opened=(SlotOpening(1, 2, SAMPLING),),
         blocks=(BlockGrant(1, 0, 9),),
         chunks=(Chunk(1, (5, 6), True, 1, (8,)),),
     )
@@ -54,7 +43,7 @@ def test_changes_are_laid_out_in_the_order_of_the_layout() -> None:
     assert message[:7] == [3, 1, 1, 1, 1, SAME_DECODES, 7]
     opening = message[7:25]
     assert opening[:4] == [1, 2, 0, 0]
-    assert (opening[9] & 0xFFFFFFFF) | opening[10] << 32 == GREEDY.seed
+    assert (opening[9] & 0xFFFFFFFF) | opening[10] << 32 == SAMPLING.seed
     assert opening[13:17] == [1, 1, 2, 4]
     assert message[25:] == [1, 0, 9, 1, 2, 1, 1, 5, 6, 8]
 
