@@ -75,7 +75,7 @@ struct RmsNormArgs {
     int64_t ldo;
 };
 
-// y[M, N] = x[M, K] w^T. Quantised weights: x is quantised to int8 per 32; bf16: x is rounded to bf16.
+// y[M, N] = x[M, K] w^T. Quantised weights: x is quantised to 14 bits per 32; bf16: x is rounded to bf16.
 struct MatmulArgs {
     const float* x;
     int64_t ldx;

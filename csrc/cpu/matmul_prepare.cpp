@@ -14,18 +14,27 @@ Range part_of(int64_t total, const Worker& worker) {
             total * (worker.thread_idx + 1) / worker.num_threads};
 }
 
+// The limits matter only for denormal scales, which are coarse.
+VecI to_codes(Vec quotients) {
+    constexpr auto kLimit = static_cast<float>(kMaxCode);
+    return to_int(min(splat(kLimit), max(splat(-kLimit), quotients)));
+}
+
+void store_digits(QuantisedBlock& to, int at, VecI codes) {
+    const VecI high = shift_right_signed<kDigitBits>(add(codes, splat(int32_t{1 << (kDigitBits - 1)})));
+    store_low8(to.high + at, high);
+    store_low8(to.low + at, sub(codes, shift_left<kDigitBits>(high)));
+}
+
 void quantise_block(const float* x, QuantisedBlock& to, WeightType type) {
-    const Vec low = load(x), high = load(x + kLanes);
     // As integers, magnitudes are ordered like floats, and NaN is above all: it ends up in the scale.
-    const VecI magnitudes = max(as_int(abs(low)), as_int(abs(high)));
-    to.scale = __builtin_bit_cast(float, reduce_max(magnitudes)) / 127.0f;
-    // The limits matter only for denormal scales, which are coarse.
-    const Vec divisor = splat(to.scale == 0 ? 1.0f : to.scale), limit = splat(127.0f), lower = splat(-127.0f);
-    const VecI low_codes = to_int(min(limit, max(lower, div(low, divisor))));
-    const VecI high_codes = to_int(min(limit, max(lower, div(high, divisor))));
-    store_low8(to.codes, low_codes);
-    store_low8(to.codes + kLanes, high_codes);
-    const int32_t sum = reduce_add(add(low_codes, high_codes));
+    const VecI magnitudes = max(as_int(abs(load(x))), as_int(abs(load(x + kLanes))));
+    to.scale = __builtin_bit_cast(float, reduce_max(magnitudes)) / kMaxCode;
+    const Vec divisor = splat(to.scale == 0 ? 1.0f : to.scale);
+    const VecI first = to_codes(div(load(x), divisor)), second = to_codes(div(load(x + kLanes), divisor));
+    store_digits(to, 0, first);
+    store_digits(to, kLanes, second);
+    const int32_t sum = reduce_add(add(first, second));
     if (type == WeightType::q4m)
         to.base = __builtin_bit_cast(int32_t, to.scale* static_cast<float>(sum));
     else

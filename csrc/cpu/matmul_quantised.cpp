@@ -1,9 +1,10 @@
 // Tiles of q8, q4 and q4m weights: integer dot products of 8-bit codes, one float link per block of 32.
 //
-// Per block, row and panel: 8 dot_u8s8 (32 x 16 products) and, in floats, int -> float, scale of weights x
-// scale of activations, fma; q4m one fma more for the minimum. The offset of the codes (128 or 8) is where
-// the integer sum starts. Few rows take codes from the packed weight as they go; many rows share codes
-// unpacked to L1.
+// Per block, row and panel: 8 dot products (32 x 16 products) for each of the two digits of the activations
+// and, in floats, int -> float, scale of weights x scale of activations, fma; q4m one fma more for the
+// minimum. The digits go one after the other, over the same weights: the integer sum of the high ones is
+// shifted and taken up by the low ones, so a tile needs no more registers than with one digit. Few rows take
+// codes from the packed weight as they go; many rows share codes unpacked to L1.
 #include <cstddef>
 
 #include "cpu/matmul.h"
@@ -15,7 +16,9 @@ namespace {
 
 constexpr int kVectorBytes = 64;
 constexpr int kGroups = 8;  // of 4 k in a block
+constexpr int kHighOffset = offsetof(QuantisedBlock, high), kLowOffset = offsetof(QuantisedBlock, low);
 constexpr int kScaleOffset = offsetof(QuantisedBlock, scale), kBaseOffset = offsetof(QuantisedBlock, base);
+static_assert(sizeof(QuantisedBlock) == 2 * kQuantBlock + 8);  // matmul_scratch_bytes
 constexpr int kMaxChunkBlocks = 32;    // choose_matmul's chunk of 1024
 constexpr int kMaxUnpackedPanels = 2;  // choose_matmul's max_panels with a chunk
 
@@ -23,7 +26,7 @@ constexpr int kMaxUnpackedPanels = 2;  // choose_matmul's max_panels with a chun
 template <WeightType type>
 struct Packed {
     static constexpr bool kHasMinimum = type == WeightType::q4m;
-    static constexpr bool kNarrow = type != WeightType::q8;  // codes < 128
+    static constexpr bool kNarrow = type != WeightType::q8;  // codes < 16
     static constexpr int kHeader = kPanel * (kHasMinimum ? 4 : 2);
     static constexpr int kBlockBytes = kHeader + (kNarrow ? 4 : 8) * kVectorBytes;
 
@@ -82,10 +85,28 @@ void unpack_panel(const uint8_t* from, int num_blocks, uint8_t* to) {
     }
 }
 
+// The running sum of a block's products with one digit: on AVX2 those of 4-bit codes stay in 16 bits
+// meanwhile.
 template <bool narrow>
-FASTSERVE_INLINE VecI dot(VecI acc, VecI u, VecI s) {
-    if constexpr (narrow) return dot_u7s8(acc, u, s);
-    return dot_u8s8(acc, u, s);
+FASTSERVE_INLINE auto begin_digit(VecI sum) {
+    if constexpr (narrow)
+        return begin_u4s7(sum);
+    else
+        return sum;
+}
+template <bool narrow, class Sum>
+FASTSERVE_INLINE Sum dot(Sum sum, VecI u, VecI s) {
+    if constexpr (narrow)
+        return dot_u4s7(sum, u, s);
+    else
+        return dot_u8s7(sum, u, s);
+}
+template <bool narrow, class Sum>
+FASTSERVE_INLINE VecI end_digit(VecI sum, Sum digit) {
+    if constexpr (narrow)
+        return end_u4s7(sum, digit);
+    else
+        return digit;
 }
 
 template <WeightType type, bool unpacked>
@@ -126,6 +147,33 @@ struct Quantised {
         }
     }
 
+    // sums[r][p] += block w of panel p . the 32 digits at digits(r).
+    template <int R, int P, class Digits>
+    FASTSERVE_INLINE void add_digit(VecI (&sums)[R][P], const uint8_t* w, Digits digits) const {
+        constexpr bool kNarrow = Layout::kNarrow;
+        decltype(begin_digit<kNarrow>(zero_i())) running[R][P];
+#pragma GCC unroll 8
+        for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+            for (int p = 0; p < P; ++p) running[r][p] = begin_digit<kNarrow>(sums[r][p]);
+#pragma GCC unroll 8
+        for (int g = 0; g < kGroups / 2; ++g)
+#pragma GCC unroll 8
+            for (int p = 0; p < P; ++p) {
+                VecI low, high;
+                Layout::pair(w + p * panel_bytes, g, low, high);
+#pragma GCC unroll 8
+                for (int r = 0; r < R; ++r) {
+                    running[r][p] = dot<kNarrow>(running[r][p], low, broadcast4(digits(r) + 4 * g));
+                    running[r][p] = dot<kNarrow>(running[r][p], high, broadcast4(digits(r) + 4 * g + 16));
+                }
+            }
+#pragma GCC unroll 8
+        for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+            for (int p = 0; p < P; ++p) sums[r][p] = end_digit<kNarrow>(sums[r][p], running[r][p]);
+    }
+
     template <int R, int P>
     [[gnu::noinline]] void tile(int row) const {
         Vec acc[R][P];
@@ -144,20 +192,17 @@ struct Quantised {
 #pragma GCC unroll 8
             for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
-                for (int p = 0; p < P; ++p)
-                    sums[r][p] = Layout::kHasMinimum ? zero_i() : broadcast4(at(r, kBaseOffset));
+                for (int p = 0; p < P; ++p) sums[r][p] = zero_i();
+            add_digit(sums, w, [=](int r) __attribute__((always_inline)) { return at(r, kHighOffset); });
 #pragma GCC unroll 8
-            for (int g = 0; g < kGroups / 2; ++g)
+            for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
                 for (int p = 0; p < P; ++p) {
-                    VecI low, high;
-                    Layout::pair(w + p * panel_bytes, g, low, high);
-#pragma GCC unroll 8
-                    for (int r = 0; r < R; ++r) {
-                        sums[r][p] = dot<Layout::kNarrow>(sums[r][p], low, broadcast4(at(r, 4 * g)));
-                        sums[r][p] = dot<Layout::kNarrow>(sums[r][p], high, broadcast4(at(r, 4 * g + 16)));
-                    }
+                    sums[r][p] = shift_left<kDigitBits>(sums[r][p]);
+                    if constexpr (!Layout::kHasMinimum)
+                        sums[r][p] = add(sums[r][p], broadcast4(at(r, kBaseOffset)));
                 }
+            add_digit(sums, w, [=](int r) __attribute__((always_inline)) { return at(r, kLowOffset); });
 #pragma GCC unroll 8
             for (int p = 0; p < P; ++p) {
                 const Vec scale = Layout::scale(w + p * panel_bytes);

@@ -11,8 +11,11 @@
 //   load load_n store store_n splat broadcast4 zero zero_i       add sub mul div fma sqrt max min
 //   reduce_add reduce_max  exp  select_below greater_bits        to_int to_float as_int as_float
 //   load_bf16 store_bf16 load_half to_bf16 from_bf16 from_half   bit_and bit_or bit_xor shift_left<>
-//   shift_right<> dot_u8s8 dot_u7s8 dot_bf16 low_nibbles high_nibbles          store_low8 store_low16 abs
-//   prefetch
+//   shift_right<> dot_u8s7 dot_bf16 low_nibbles high_nibbles                   store_low8 store_low16 abs
+//   begin_u4s7 dot_u4s7 end_u4s7                                               prefetch
+//
+// dot_u4s7 is dot_u8s7 for u < 16, at most 17 times between begin_u4s7(sum), which gives a running sum of the
+// ISA's own width, and end_u4s7(sum, running), which gives the sum of it all.
 #pragma once
 
 #include <cstdint>

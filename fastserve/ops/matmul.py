@@ -11,12 +11,13 @@ from fastserve.ops.packed_weight import QUANT_BLOCK, PackedWeight, check, unpack
 
 # What the kernels do to x before they multiply; f32 and f16 weights leave it as it is.
 _ROUNDED = ("bf16", "q8", "q4", "q4m")
+MAX_CODE = 8127  # kMaxCode of csrc/cpu/matmul.h: two digits of base 128
 
 
 def matmul(x: Tensor, w: PackedWeight) -> Tensor:
     """x w^T, in fp32; the order of a sum depends on K alone, so a row's bits do not depend on other rows.
 
-    x   [M, K] fp32, rows contiguous; rounded to bf16 for a bf16 weight, to 8 bits with a scale per 32 for a
+    x   [M, K] fp32, rows contiguous; rounded to bf16 for a bf16 weight, to 14 bits with a scale per 32 for a
         quantised one
     w   [N, K] PackedWeight (fastserve.ops.pack)
     out [M, N] fp32
@@ -38,7 +39,7 @@ def round_activations(x: Tensor, weight_type: str) -> Tensor:
     if weight_type not in _ROUNDED:
         return x
     blocks = x.reshape(x.shape[0], -1, QUANT_BLOCK)
-    scale = blocks.abs().amax(-1, keepdim=True) / 127
+    scale = blocks.abs().amax(-1, keepdim=True) / MAX_CODE
     return ((blocks / torch.where(scale == 0, 1.0, scale)).round() * scale).flatten(-2)
 
 

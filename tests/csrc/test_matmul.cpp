@@ -72,7 +72,7 @@ std::vector<double> rounded(const float* x, int k, WeightType type) {
     for (int begin = 0; begin < k; begin += kQuantBlock) {
         float largest = 0;
         for (int i = begin; i < begin + kQuantBlock; ++i) largest = std::max(largest, std::abs(x[i]));
-        const float scale = largest / 127;
+        const float scale = largest / portable::kMaxCode;
         for (int i = begin; i < begin + kQuantBlock; ++i)
             result[static_cast<size_t>(i)] = scale == 0 ? 0.0 : double{std::nearbyint(x[i] / scale)} * scale;
     }

@@ -37,7 +37,6 @@ NUM_LAYERS = 6  # of SmolLM2's 30, where the type is not the file's own: errors 
 
 # Relative L2 error of a position's logits, the largest over positions.
 LIMITS = {"F32": 1e-3, "F16": 3e-2, "BF16": 3e-2, "Q8_0": 3e-2, "Q4_0": 6e-2, "Q4_1": 6e-2}
-WHOLE_MODEL_LIMIT = 0.2
 
 
 def largest_error(path: Path, kv_type: str) -> float:
@@ -57,14 +56,11 @@ def test_logits_are_those_of_the_dequantised_weights(
 
 
 def test_logits_of_the_whole_model(smollm2_path: Path) -> None:
-    """Rounding activations to 8 bits in 4 x 30 matmuls costs about 3 % at most positions, and several times that
-    at the few where this small model's massive activations leave their neighbours in a block a few codes."""
     expected = ReferenceModel(smollm2_path).logits(TOKENS)
     got = rank_logits(smollm2_path, TOKENS, kv_type="bf16")
     errors = (got - expected).norm(dim=1) / expected.norm(dim=1)
     print(f"SmolLM2-135M-Instruct Q4_1: median {errors.median():.2e}, largest {errors.max():.2e}")
-    assert errors.median() <= LIMITS["Q4_1"]
-    assert errors.max() <= WHOLE_MODEL_LIMIT
+    assert errors.max() <= LIMITS["Q4_1"]
 
 
 def test_one_thread_and_two_give_the_same_bits(smollm2_path: Path) -> None:

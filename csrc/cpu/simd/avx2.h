@@ -224,23 +224,28 @@ FASTSERVE_INLINE float from_half(uint16_t x) {
     return _cvtsh_ss(x);
 }
 
-// acc[i] + sum over j < 4 of u[4 i + j] * s[4 i + j], exactly: in 16-bit products, since vpmaddubsw
-// saturates.
-FASTSERVE_INLINE __m256i dot_u8s8(__m256i acc, __m256i u, __m256i s) {
-    const __m256i even_u = _mm256_and_si256(u, _mm256_set1_epi16(0xff));
-    const __m256i even_s = _mm256_srai_epi16(_mm256_slli_epi16(s, 8), 8);
-    const __m256i even = _mm256_madd_epi16(even_u, even_s);
-    const __m256i odd = _mm256_madd_epi16(_mm256_srli_epi16(u, 8), _mm256_srai_epi16(s, 8));
-    return _mm256_add_epi32(acc, _mm256_add_epi32(even, odd));
-}
-FASTSERVE_INLINE VecI dot_u8s8(VecI acc, VecI u, VecI s) {
-    return {dot_u8s8(acc.lo, u.lo, s.lo), dot_u8s8(acc.hi, u.hi, s.hi)};
-}
-// The same, for u < 128: no pair of products leaves 16 bits (2 * 127 * 128 = 32512).
-FASTSERVE_INLINE VecI dot_u7s8(VecI acc, VecI u, VecI s) {
+// acc[i] + sum over j < 4 of u[4 i + j] * s[4 i + j], exactly, for -64 <= s < 64: no pair of products leaves
+// 16 bits (2 * 255 * 64 = 32640), so vpmaddubsw does not saturate.
+FASTSERVE_INLINE VecI dot_u8s7(VecI acc, VecI u, VecI s) {
     const __m256i ones = _mm256_set1_epi16(1);
     return {_mm256_add_epi32(acc.lo, _mm256_madd_epi16(_mm256_maddubs_epi16(u.lo, s.lo), ones)),
             _mm256_add_epi32(acc.hi, _mm256_madd_epi16(_mm256_maddubs_epi16(u.hi, s.hi), ones))};
+}
+// For u < 16 seventeen pairs of products fit 16 bits (17 * 2 * 15 * 64 = 32640): widened at the end alone.
+struct Running {
+    VecI words;
+};
+FASTSERVE_INLINE Running begin_u4s7(VecI) {
+    return {splat(int32_t{0})};
+}
+FASTSERVE_INLINE Running dot_u4s7(Running running, VecI u, VecI s) {
+    return {{_mm256_add_epi16(running.words.lo, _mm256_maddubs_epi16(u.lo, s.lo)),
+             _mm256_add_epi16(running.words.hi, _mm256_maddubs_epi16(u.hi, s.hi))}};
+}
+FASTSERVE_INLINE VecI end_u4s7(VecI sum, Running running) {
+    const __m256i ones = _mm256_set1_epi16(1);
+    return add(sum,
+               {_mm256_madd_epi16(running.words.lo, ones), _mm256_madd_epi16(running.words.hi, ones)});
 }
 // acc[i] + a[2 i + 1] b[2 i + 1] + a[2 i] b[2 i], added in this order, for bfloat16 a and b.
 FASTSERVE_INLINE Vec dot_bf16(Vec acc, VecI a, VecI b) {

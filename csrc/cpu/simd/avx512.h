@@ -193,13 +193,18 @@ FASTSERVE_INLINE float from_half(uint16_t x) {
     return _cvtsh_ss(x);
 }
 
-// acc[i] + sum over j < 4 of u[4 i + j] * s[4 i + j], exactly.
-FASTSERVE_INLINE VecI dot_u8s8(VecI acc, VecI u, VecI s) {
+// acc[i] + sum over j < 4 of u[4 i + j] * s[4 i + j], exactly, for -64 <= s < 64.
+FASTSERVE_INLINE VecI dot_u8s7(VecI acc, VecI u, VecI s) {
     return {_mm512_dpbusd_epi32(acc.v, u.v, s.v)};
 }
-// The same, for u < 128: cheaper on AVX2.
-FASTSERVE_INLINE VecI dot_u7s8(VecI acc, VecI u, VecI s) {
-    return dot_u8s8(acc, u, s);
+FASTSERVE_INLINE VecI begin_u4s7(VecI sum) {
+    return sum;
+}
+FASTSERVE_INLINE VecI dot_u4s7(VecI running, VecI u, VecI s) {
+    return dot_u8s7(running, u, s);
+}
+FASTSERVE_INLINE VecI end_u4s7(VecI, VecI running) {
+    return running;
 }
 // acc[i] + a[2 i + 1] b[2 i + 1] + a[2 i] b[2 i], added in this order, for bfloat16 a and b. Denormals count
 // as 0.

@@ -237,8 +237,8 @@ FASTSERVE_INLINE float from_half(uint16_t x) {
     return half_to_float(splat(int32_t{x})).q[0][0];
 }
 
-// acc[i] + sum over j < 4 of u[4 i + j] * s[4 i + j], exactly.
-FASTSERVE_INLINE VecI dot_u8s8(VecI acc, VecI u, VecI s) {
+// acc[i] + sum over j < 4 of u[4 i + j] * s[4 i + j], exactly, for -64 <= s < 64.
+FASTSERVE_INLINE VecI dot_u8s7(VecI acc, VecI u, VecI s) {
     for (int i = 0; i < 4; ++i) {
         const Int4 a = u.q[i], b = s.q[i];
         acc.q[i] += (a & 0xff) * (b << 24 >> 24) + (a >> 8 & 0xff) * (b << 16 >> 24) +
@@ -246,9 +246,14 @@ FASTSERVE_INLINE VecI dot_u8s8(VecI acc, VecI u, VecI s) {
     }
     return acc;
 }
-// The same, for u < 128: cheaper on AVX2.
-FASTSERVE_INLINE VecI dot_u7s8(VecI acc, VecI u, VecI s) {
-    return dot_u8s8(acc, u, s);
+FASTSERVE_INLINE VecI begin_u4s7(VecI sum) {
+    return sum;
+}
+FASTSERVE_INLINE VecI dot_u4s7(VecI running, VecI u, VecI s) {
+    return dot_u8s7(running, u, s);
+}
+FASTSERVE_INLINE VecI end_u4s7(VecI, VecI running) {
+    return running;
 }
 // acc[i] + a[2 i + 1] b[2 i + 1] + a[2 i] b[2 i], added in this order, for bfloat16 a and b.
 FASTSERVE_INLINE Vec dot_bf16(Vec acc, VecI a, VecI b) {
