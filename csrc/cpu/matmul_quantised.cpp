@@ -19,8 +19,8 @@ constexpr int kGroups = 8;  // of 4 k in a block
 constexpr int kHighOffset = offsetof(QuantisedBlock, high), kLowOffset = offsetof(QuantisedBlock, low);
 constexpr int kScaleOffset = offsetof(QuantisedBlock, scale), kBaseOffset = offsetof(QuantisedBlock, base);
 static_assert(sizeof(QuantisedBlock) == 2 * kQuantBlock + 8);  // matmul_scratch_bytes
-constexpr int kMaxChunkBlocks = 32;    // choose_matmul's chunk of 1024
-constexpr int kMaxUnpackedPanels = 2;  // choose_matmul's max_panels with a chunk
+constexpr int kMaxChunkBlocks = 32;                            // choose_matmul's chunk of 1024
+constexpr int kMaxUnpackedPanels = 2;                          // choose_matmul's max_panels with a chunk
 
 // How a panel's block is laid out, packed. pair(block, g) yields the codes of groups g and g + 4.
 template <WeightType type>
@@ -163,10 +163,11 @@ struct Quantised {
                 VecI low, high;
                 Layout::pair(w + p * panel_bytes, g, low, high);
 #pragma GCC unroll 8
-                for (int r = 0; r < R; ++r) {
+                for (int r = 0; r < R; ++r)
                     running[r][p] = dot<kNarrow>(running[r][p], low, broadcast4(digits(r) + 4 * g));
+#pragma GCC unroll 8
+                for (int r = 0; r < R; ++r)
                     running[r][p] = dot<kNarrow>(running[r][p], high, broadcast4(digits(r) + 4 * g + 16));
-                }
             }
 #pragma GCC unroll 8
         for (int r = 0; r < R; ++r)

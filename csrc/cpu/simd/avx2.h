@@ -244,8 +244,7 @@ FASTSERVE_INLINE Running dot_u4s7(Running running, VecI u, VecI s) {
 }
 FASTSERVE_INLINE VecI end_u4s7(VecI sum, Running running) {
     const __m256i ones = _mm256_set1_epi16(1);
-    return add(sum,
-               {_mm256_madd_epi16(running.words.lo, ones), _mm256_madd_epi16(running.words.hi, ones)});
+    return add(sum, {_mm256_madd_epi16(running.words.lo, ones), _mm256_madd_epi16(running.words.hi, ones)});
 }
 // acc[i] + a[2 i + 1] b[2 i + 1] + a[2 i] b[2 i], added in this order, for bfloat16 a and b.
 FASTSERVE_INLINE Vec dot_bf16(Vec acc, VecI a, VecI b) {
