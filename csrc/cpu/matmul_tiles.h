@@ -36,7 +36,7 @@ FASTSERVE_INLINE void walk_rows(const Kind& kind, int row, int row_end, int max_
     if constexpr (6 * P <= Kind::kMaxTile)
         for (; max_rows >= 6 && row + 6 <= row_end; row += 6) kind.template tile<6, P>(row);
     if constexpr (4 * P <= Kind::kMaxTile)
-        for (; row + 4 <= row_end; row += 4) kind.template tile<4, P>(row);
+        for (; max_rows >= 4 && row + 4 <= row_end; row += 4) kind.template tile<4, P>(row);
     if constexpr (2 * P <= Kind::kMaxTile)
         for (; row + 2 <= row_end; row += 2) kind.template tile<2, P>(row);
     for (; row < row_end; ++row) kind.template tile<1, P>(row);

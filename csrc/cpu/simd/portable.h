@@ -5,6 +5,8 @@
 
 #if defined(__aarch64__)
 #include <arm_neon.h>
+#elif defined(__SSE2__)
+#include <emmintrin.h>
 #endif
 
 namespace fastserve::FASTSERVE_ISA_NAMESPACE {
@@ -14,7 +16,11 @@ using Int4 = int32_t __attribute__((vector_size(16)));
 using Uint4 = uint32_t __attribute__((vector_size(16)));
 
 // Vec-sized register sets of this ISA: what the accumulators, operands and temporaries of a tile must fit.
+#if defined(__aarch64__)
 constexpr int kNumRegisters = 8;
+#else
+constexpr int kNumRegisters = 4;
+#endif
 
 struct Vec {
     Float4 q[4];
@@ -102,6 +108,35 @@ FASTSERVE_INLINE Vec sqrt(Vec a) {
     FASTSERVE_EACH(Vec, (Float4{__builtin_sqrtf(a.q[i][0]), __builtin_sqrtf(a.q[i][1]),
                                 __builtin_sqrtf(a.q[i][2]), __builtin_sqrtf(a.q[i][3])}));
 }
+#if defined(__SSE2__)
+// a b + c rounded once, without an fma instruction and without libm's call per lane. In double the product is
+// exact; the sum is rounded to odd (a result that is not exact gets a last bit of 1), after which rounding to
+// float is as if from the exact sum, since 53 >= 24 + 2 bits.
+// Source: Boldo & Melquiond 2008, "Emulation of FMA and correctly rounded sums: proved algorithms using
+// rounding to odd", section 5; the error of the sum: Knuth, TAOCP vol. 2, 4.2.2, theorem B.
+FASTSERVE_INLINE __m128 fma2(__m128 a, __m128 b, __m128 c) {  // the low two lanes
+    const __m128d product = _mm_mul_pd(_mm_cvtps_pd(a), _mm_cvtps_pd(b)), addend = _mm_cvtps_pd(c);
+    const __m128d sum = _mm_add_pd(product, addend), added = _mm_sub_pd(sum, product);
+    const __m128d error = _mm_add_pd(_mm_sub_pd(product, _mm_sub_pd(sum, added)), _mm_sub_pd(addend, added));
+    const __m128d nothing = _mm_setzero_pd();  // error is NaN where the sum is: equal to neither case below
+    const __m128d above = _mm_cmpgt_pd(error, nothing), below = _mm_cmplt_pd(error, nothing);
+    // A last bit of 0 becomes 1: a unit away from zero where the error has the sign of the sum, else towards
+    // it.
+    const __m128i bits = _mm_castpd_si128(sum), one = _mm_set1_epi64x(1);
+    const __m128i last = _mm_and_si128(bits, one);
+    const __m128i inexact = _mm_castpd_si128(_mm_or_pd(above, below));
+    const __m128i even = _mm_andnot_si128(last, _mm_and_si128(inexact, one));
+    const __m128i shrinks = _mm_castpd_si128(_mm_xor_pd(below, _mm_cmplt_pd(sum, nothing)));
+    const __m128i step = _mm_sub_epi64(even, _mm_slli_epi64(_mm_and_si128(even, shrinks), 1));
+    return _mm_cvtpd_ps(_mm_castsi128_pd(_mm_add_epi64(bits, step)));
+}
+FASTSERVE_INLINE Float4 fma4(Float4 a, Float4 b, Float4 c) {
+    const __m128 x = (__m128)a, y = (__m128)b, z = (__m128)c;
+    const __m128 low = fma2(x, y, z);
+    const __m128 high = fma2(_mm_movehl_ps(x, x), _mm_movehl_ps(y, y), _mm_movehl_ps(z, z));
+    return (Float4)_mm_movelh_ps(low, high);
+}
+#else
 FASTSERVE_INLINE Float4 fma4(Float4 a, Float4 b, Float4 c) {
 #if defined(__aarch64__)
     return vfmaq_f32(c, a, b);
@@ -110,6 +145,7 @@ FASTSERVE_INLINE Float4 fma4(Float4 a, Float4 b, Float4 c) {
                   __builtin_fmaf(a[2], b[2], c[2]), __builtin_fmaf(a[3], b[3], c[3])};
 #endif
 }
+#endif
 FASTSERVE_INLINE Vec fma(Vec a, Vec b, Vec c) {
     FASTSERVE_EACH(Vec, fma4(a.q[i], b.q[i], c.q[i]));
 }
@@ -237,14 +273,22 @@ FASTSERVE_INLINE float from_half(uint16_t x) {
     return half_to_float(splat(int32_t{x})).q[0][0];
 }
 
+// Lane i: the sum over j < 4 of u[4 i + j] * s[4 i + j], for u8 and s8.
+FASTSERVE_INLINE Int4 dot4(Int4 u, Int4 s) {
+#if defined(__SSE2__)
+    const __m128i a = (__m128i)u, b = (__m128i)s;
+    const __m128i even =
+        _mm_madd_epi16(_mm_and_si128(a, _mm_set1_epi16(0xff)), _mm_srai_epi16(_mm_slli_epi16(b, 8), 8));
+    const __m128i odd = _mm_madd_epi16(_mm_srli_epi16(a, 8), _mm_srai_epi16(b, 8));
+    return (Int4)_mm_add_epi32(even, odd);
+#else
+    return (u & 0xff) * (s << 24 >> 24) + (u >> 8 & 0xff) * (s << 16 >> 24) +
+           (u >> 16 & 0xff) * (s << 8 >> 24) + (u >> 24 & 0xff) * (s >> 24);
+#endif
+}
 // acc[i] + sum over j < 4 of u[4 i + j] * s[4 i + j], exactly, for -64 <= s < 64.
 FASTSERVE_INLINE VecI dot_u8s7(VecI acc, VecI u, VecI s) {
-    for (int i = 0; i < 4; ++i) {
-        const Int4 a = u.q[i], b = s.q[i];
-        acc.q[i] += (a & 0xff) * (b << 24 >> 24) + (a >> 8 & 0xff) * (b << 16 >> 24) +
-                    (a >> 16 & 0xff) * (b << 8 >> 24) + (a >> 24 & 0xff) * (b >> 24);
-    }
-    return acc;
+    FASTSERVE_EACH(VecI, acc.q[i] + dot4(u.q[i], s.q[i]));
 }
 FASTSERVE_INLINE VecI begin_u4s7(VecI sum) {
     return sum;
