@@ -33,15 +33,17 @@ void test_any_bits() {
     for (int i = 0; i < 1'000'000; ++i) expect_fma(any(), any(), any());
 }
 
-// Addends that leave the exact sum next to the middle between two floats, where rounding twice goes wrong.
+// The product is in the middle between two floats, up to an addend too small for a double to hold beside it:
+// where rounding twice goes wrong.
 void test_near_ties() {
     std::mt19937 draw(2);
-    std::uniform_real_distribution<float> factor(1.0f, 2.0f);
-    std::uniform_int_distribution<int> exponent(-60, 60);
+    std::uniform_int_distribution<int> exponent(-100, -35);
     for (int i = 0; i < 1'000'000; ++i) {
-        const float a = factor(draw), b = factor(draw);
-        const float c = std::ldexp(static_cast<float>(draw() | 1), exponent(draw));
+        const auto a = static_cast<float>(draw() % 0x1000 | 0x1001),
+                   b = static_cast<float>(draw() % 0x800 | 0x801);
+        const float c = std::ldexp(a * b, exponent(draw));
         expect_fma(a, b, draw() % 2 ? c : -c);
+        expect_fma(-a, b, draw() % 2 ? c : -c);
         expect_fma(a, b, -a * b);
     }
 }
