@@ -27,7 +27,6 @@ class StartRank(msgspec.Struct, frozen=True, tag="start"):
     settings: RankSettings
     cores: list[int]
     region_fd: int
-    mailbox_capacity: int
 
 
 class RankReady(msgspec.Struct, frozen=True, tag="ready"):

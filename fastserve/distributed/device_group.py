@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 from fastserve import _C, errors
 from fastserve.distributed.control import RankFailed, RankReady, StartRank, receive_report, send
-from fastserve.distributed.mailboxes import MAILBOX_CAPACITY, mailbox_bytes, open_mailboxes
+from fastserve.distributed.mailboxes import mailbox_bytes, open_mailboxes
 from fastserve.distributed.rank_program import RankSettings
 from fastserve.distributed.shard_plan import ShardPlan
 from fastserve.errors import FastServeError, GroupError, RankLostError
@@ -56,8 +56,9 @@ class DeviceGroup:
     ) -> None:
         size = plan.num_ranks
         symmetric = exchange_bytes(settings.max_tokens, hidden)
-        self._region = _C.SharedRegion.create(size, symmetric, 2 * mailbox_bytes(MAILBOX_CAPACITY))
-        self.steps, self.results = open_mailboxes(self._region, MAILBOX_CAPACITY, size, create=True)
+        capacity = settings.mailbox_capacity
+        self._region = _C.SharedRegion.create(size, symmetric, 2 * mailbox_bytes(capacity))
+        self.steps, self.results = open_mailboxes(self._region, capacity, size, create=True)
         self.packed_bytes: list[int] = []
         self.error: RankLostError | None = None
         self._closing = False
@@ -111,7 +112,6 @@ class DeviceGroup:
             settings=settings,
             cores=cores,
             region_fd=self._region.fd,
-            mailbox_capacity=MAILBOX_CAPACITY,
         )
         handle = RankHandle(rank, process, ours)
         try:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from fastserve import _C
 
-MAILBOX_CAPACITY = 4 << 20  # bytes: the step that opens every slot with every option fits twice
 CACHE_LINE = 128
 
 

@@ -11,7 +11,7 @@ import threading
 from fastserve import _C
 from fastserve.distributed.control import RankFailed, RankReady, StartRank, receive_start, send
 from fastserve.distributed.mailboxes import open_mailboxes
-from fastserve.distributed.rank_program import build_rank_program
+from fastserve.distributed.rank_program import build_rank_program, open_model
 from fastserve.errors import FastServeError
 
 
@@ -34,9 +34,9 @@ def serve(channel: socket.socket, start: StartRank) -> str:
     """Runs until the group ends; returns why, in one line, where that was not asked for."""
     region = _C.SharedRegion.attach(start.region_fd)
     exchange = _C.Exchange(region, start.rank)
-    steps, results = open_mailboxes(region, start.mailbox_capacity, start.num_ranks, create=False)
+    steps, results = open_mailboxes(region, start.settings.mailbox_capacity, start.num_ranks, create=False)
     built = build_rank_program(
-        start.path, start.shard, start.settings, exchange=exchange, num_threads=len(start.cores)
+        open_model(start.path), start.shard, start.settings, exchange=exchange, num_threads=len(start.cores)
     )
     send(channel, RankReady(packed_bytes=built.packed_bytes))
     exit_with_the_engine(channel)

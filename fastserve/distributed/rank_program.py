@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from fastserve import _C
 from fastserve.distributed.shard_loader import ShardLoader, packed_bytes
@@ -25,6 +26,7 @@ class RankSettings:
     max_blocks: int  # of one slot
     num_blocks: int
     kv_type: str  # "f32" | "bf16"
+    mailbox_capacity: int  # bytes, of steps and of results alike
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +37,12 @@ class RankProgram:
     file: _C.GgufFile  # the embedding is read from its mapping
 
 
-def open_model(path: str) -> tuple[_C.GgufFile, ModelConfig]:
+class OpenModel(NamedTuple):
+    file: _C.GgufFile
+    config: ModelConfig
+
+
+def open_model(path: str) -> OpenModel:
     """Maps the file and reads the model's configuration. Raises WeightFileError, ModelConfigError."""
     file = _C.GgufFile(path)
     if file.metadata.get("split.count", 1) not in (0, 1):
@@ -43,7 +50,7 @@ def open_model(path: str) -> tuple[_C.GgufFile, ModelConfig]:
     embedding = file.tensors.get(EMBEDDING)
     if file.metadata.get("general.architecture") == "llama" and embedding is None:
         raise WeightFileError(f"{path}: tensor {EMBEDDING} is missing")
-    return file, read_config(file.metadata, vocab_rows=embedding.shape[0] if embedding else 1)
+    return OpenModel(file, read_config(file.metadata, vocab_rows=embedding.shape[0] if embedding else 1))
 
 
 def kv_block_bytes(config: ModelConfig, num_kv_heads: int, kv_type: str) -> int:
@@ -53,10 +60,10 @@ def kv_block_bytes(config: ModelConfig, num_kv_heads: int, kv_type: str) -> int:
 
 
 def build_rank_program(
-    path: str, shard: Shard, settings: RankSettings, *, exchange: _C.Exchange | None, num_threads: int
+    model: OpenModel, shard: Shard, settings: RankSettings, *, exchange: _C.Exchange | None, num_threads: int
 ) -> RankProgram:
-    """Packs `shard` of the model at `path` and records its forward pass and sampling."""
-    file, config = open_model(path)
+    """Packs `shard` of the model and records its forward pass and sampling."""
+    file, config = model
     weights = ShardLoader(file, config, shard, num_threads=num_threads).load()
     program = _C.Program(
         max_tokens=settings.max_tokens,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from fastserve import _C
 from fastserve.config import EngineConfig
 from fastserve.engine.chat_template import ChatTemplate
 from fastserve.engine.engine import Engine
@@ -18,9 +17,8 @@ def build_engine(config: EngineConfig) -> Engine:
     Raises ValueError or a FastServeError, each in one line: ModelNotFoundError, WeightFileError,
     ModelConfigError, CapacityError (too little memory), GroupError.
     """
-    path = resolve_model(config.model, offline=config.offline)
-    metadata = _C.GgufFile(str(path)).metadata
+    execution = plan_execution(config, resolve_model(config.model, offline=config.offline))
+    metadata = execution.model.file.metadata
     tokenizer = Tokenizer.from_metadata(metadata)
     template = ChatTemplate.from_metadata(metadata, tokenizer)
-    executor = start_executor(plan_execution(config, path))
-    return Engine(executor, tokenizer, config, chat_template=template)
+    return Engine(start_executor(execution), tokenizer, config, chat_template=template)

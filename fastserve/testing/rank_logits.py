@@ -9,11 +9,10 @@ import torch
 from torch import Tensor
 
 from fastserve import _C
-from fastserve.distributed.mailboxes import MAILBOX_CAPACITY
 from fastserve.distributed.rank_program import RankSettings, build_rank_program, open_model
 from fastserve.distributed.shard_plan import make_plan
 from fastserve.step import BlockGrant, Chunk, SlotOpening, SlotSampling, Step
-from fastserve.worker.step_codec import StepEncoder, decode_result
+from fastserve.worker.step_codec import StepEncoder, decode_result, mailbox_capacity
 
 GREEDY = SlotSampling(
     temperature=0.0,
@@ -34,7 +33,7 @@ TIMEOUT_MS = 60_000
 
 def rank_logits(path: Path, token_ids: Sequence[int], *, kv_type: str, num_threads: int = 2) -> Tensor:
     """[T, V] fp32 of one sequence on one device, computed in one step."""
-    _, config = open_model(str(path))
+    model = open_model(str(path))
     num_tokens = len(token_ids)
     num_blocks = -(-num_tokens // int(_C.BLOCK_SIZE))
     settings = RankSettings(
@@ -44,11 +43,12 @@ def rank_logits(path: Path, token_ids: Sequence[int], *, kv_type: str, num_threa
         max_blocks=num_blocks,
         num_blocks=num_blocks,
         kv_type=kv_type,
+        mailbox_capacity=mailbox_capacity(num_slots=1, max_tokens=num_tokens),
     )
     rank = build_rank_program(
-        str(path), make_plan(config, 1).shards[0], settings, exchange=None, num_threads=num_threads
+        model, make_plan(model.config, 1).shards[0], settings, exchange=None, num_threads=num_threads
     )
-    steps, results = _C.Mailbox.local(MAILBOX_CAPACITY), _C.Mailbox.local(MAILBOX_CAPACITY)
+    steps, results = (_C.Mailbox.local(settings.mailbox_capacity) for _ in range(2))
     worker = _C.WorkerThread(rank.program, [-1] * num_threads, steps, results)
     scores = tuple(token_ids[1:])
     step = Step(

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from pathlib import Path
 
 from fastserve import _C
 from fastserve.distributed.cores import assign_cores, usable_cores
 from fastserve.distributed.device_group import DeviceGroup
-from fastserve.distributed.mailboxes import MAILBOX_CAPACITY
-from fastserve.distributed.rank_program import RankSettings, build_rank_program
+from fastserve.distributed.rank_program import OpenModel, RankSettings, build_rank_program
 from fastserve.distributed.shard_plan import ShardPlan
 from fastserve.errors import GroupError
 from fastserve.step import Step, StepResult
@@ -24,11 +22,9 @@ POLL_MS = 200  # how often a waiting collect looks whether the group still lives
 class ExecutorConfig:
     """All that ranks need to know, with nothing left to decide."""
 
-    path: Path
+    model: OpenModel
     plan: ShardPlan
     settings: RankSettings
-    hidden: int
-    vocab_size: int
     max_model_len: int
     num_threads: int | None  # of each rank; None: the cores are shared out
 
@@ -44,7 +40,7 @@ class MailboxExecutor(ABC):
         self.block_size = int(_C.BLOCK_SIZE)
         self.num_blocks = (config.settings.num_blocks,)
         self.max_samples = config.settings.max_samples
-        self.vocab_size = config.vocab_size
+        self.vocab_size = config.model.config.vocab_size
         self.max_model_len = config.max_model_len
 
     def submit(self, step: Step) -> None:
@@ -86,9 +82,10 @@ class LocalExecutor(MailboxExecutor):
     def __init__(self, config: ExecutorConfig) -> None:
         (cores,) = assign_cores(usable_cores(), 1, config.num_threads)
         self._rank = build_rank_program(
-            str(config.path), config.plan.shards[0], config.settings, exchange=None, num_threads=len(cores)
+            config.model, config.plan.shards[0], config.settings, exchange=None, num_threads=len(cores)
         )
-        super().__init__(config, _C.Mailbox.local(MAILBOX_CAPACITY), _C.Mailbox.local(MAILBOX_CAPACITY))
+        capacity = config.settings.mailbox_capacity
+        super().__init__(config, _C.Mailbox.local(capacity), _C.Mailbox.local(capacity))
         self._worker = _C.WorkerThread(self._rank.program, cores, self._steps, self._results)
 
     @property
@@ -107,9 +104,10 @@ class GroupExecutor(MailboxExecutor):
     """Several devices: one process each."""
 
     def __init__(self, config: ExecutorConfig) -> None:
+        model = config.model
         cores = assign_cores(usable_cores(), config.plan.num_ranks, config.num_threads)
         self._group = DeviceGroup(
-            str(config.path), config.plan, config.settings, hidden=config.hidden, cores=cores
+            model.file.path, config.plan, config.settings, hidden=model.config.hidden, cores=cores
         )
         super().__init__(config, self._group.steps, self._group.results)
 

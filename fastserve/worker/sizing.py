@@ -12,6 +12,7 @@ from fastserve.errors import CapacityError
 from fastserve.models.config import ModelConfig
 from fastserve.worker.executor import ExecutorConfig
 from fastserve.worker.memory import available_bytes
+from fastserve.worker.step_codec import mailbox_capacity
 
 KV_MEMORY_SHARE = 0.25  # of what is free: weights, activations and everybody else need the rest
 F32_TYPE = 0  # GGUF's id
@@ -59,24 +60,25 @@ def choose_num_blocks(
 
 def plan_execution(config: EngineConfig, path: Path) -> ExecutorConfig:
     """Raises WeightFileError, ModelConfigError, ValueError or CapacityError, each in one line."""
-    file, model = open_model(str(path))
-    plan = make_plan(model, config.devices)
-    max_model_len = choose_max_model_len(config, model)
-    kv_type = choose_kv_type(config, file)
+    model = open_model(str(path))
+    plan = make_plan(model.config, config.devices)
+    max_model_len = choose_max_model_len(config, model.config)
+    kv_type = choose_kv_type(config, model.file)
     settings = RankSettings(
         max_tokens=config.max_num_tokens,
         max_samples=config.max_num_seqs,
         num_slots=config.max_num_seqs,
         max_blocks=-(-max_model_len // int(_C.BLOCK_SIZE)),
-        num_blocks=choose_num_blocks(config, model, plan, max_model_len=max_model_len, kv_type=kv_type),
+        num_blocks=choose_num_blocks(
+            config, model.config, plan, max_model_len=max_model_len, kv_type=kv_type
+        ),
         kv_type=kv_type,
+        mailbox_capacity=mailbox_capacity(num_slots=config.max_num_seqs, max_tokens=config.max_num_tokens),
     )
     return ExecutorConfig(
-        path=path,
+        model=model,
         plan=plan,
         settings=settings,
-        hidden=model.hidden,
-        vocab_size=model.vocab_size,
         max_model_len=max_model_len,
         num_threads=config.num_threads,
     )

@@ -5,10 +5,24 @@ from __future__ import annotations
 import struct
 from array import array
 
+from fastserve import _C
+from fastserve.request import MAX_LOGIT_BIAS, MAX_LOGPROBS, MAX_STOP_TOKEN_IDS
 from fastserve.step import Sampled, SlotOpening, Step, StepResult
 
 SAME_DECODES = -1
 WORD_MASK = 0xFFFFFFFF
+WORD_BYTES = 4
+MODEL_STOP_IDS = 64  # ids that end a text by the model's own metadata: a handful
+OPENING_WORDS = 15 + MAX_STOP_TOKEN_IDS + MODEL_STOP_IDS + 2 * MAX_LOGIT_BIAS
+
+
+def mailbox_capacity(*, num_slots: int, max_tokens: int) -> int:
+    """Bytes of a mailbox that takes the largest step, and the largest result, twice: every slot closed, opened with
+    every option at its limit, and run, with a score for every token."""
+    num_blocks = num_slots + max_tokens // int(_C.BLOCK_SIZE)
+    step = 6 + num_slots * (1 + OPENING_WORDS + 4 + 1) + 3 * num_blocks + 2 * max_tokens
+    result = 3 + max_tokens * (6 + 2 * MAX_LOGPROBS)
+    return 2 * (max(step, result) + 4) * WORD_BYTES // 64 * 64 + 64
 
 
 def _bits(value: float) -> int:

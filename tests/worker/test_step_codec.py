@@ -7,9 +7,17 @@ from dataclasses import replace
 
 import pytest
 
+from fastserve import _C
+from fastserve.request import MAX_LOGIT_BIAS, MAX_STOP_TOKEN_IDS
 from fastserve.step import BlockGrant, Chunk, SlotOpening, Step
 from fastserve.testing.rank_logits import GREEDY
-from fastserve.worker.step_codec import SAME_DECODES, StepEncoder, decode_result
+from fastserve.worker.step_codec import (
+    MODEL_STOP_IDS,
+    SAME_DECODES,
+    StepEncoder,
+    decode_result,
+    mailbox_capacity,
+)
 
 SAMPLING = replace(GREEDY, seed=(1 << 63) - 5, stop_ids=(2,), logit_bias=((4, 0.5),))
 
@@ -63,3 +71,29 @@ def test_results_are_read_back_as_written() -> None:
 def test_a_result_with_words_left_over_is_our_own_fault() -> None:
     with pytest.raises(AssertionError):
         decode_result(array("i", [1, 0, 0, 99]).tobytes())
+
+
+@pytest.mark.parametrize(("num_slots", "max_tokens"), [(1, 1), (1, 512), (64, 512), (1024, 1024)])
+def test_the_largest_step_fits_a_mailbox_twice(num_slots: int, max_tokens: int) -> None:
+    slots = tuple(range(num_slots))
+    sampling = replace(
+        SAMPLING,
+        stop_ids=tuple(range(MAX_STOP_TOKEN_IDS + MODEL_STOP_IDS)),
+        logit_bias=tuple((token_id, 1.0) for token_id in range(MAX_LOGIT_BIAS)),
+    )
+    tokens = [max_tokens // num_slots + (slot < max_tokens % num_slots) for slot in slots]
+    step = Step(
+        1,
+        closed=slots,
+        opened=tuple(SlotOpening(slot, 1, sampling) for slot in slots),
+        blocks=tuple(BlockGrant(slot, 0, 0) for slot in slots for _ in range(-(-tokens[slot] // 16))),
+        chunks=tuple(
+            Chunk(slot, (5,) * count, True, count, (5,) * count) for slot, count in enumerate(tokens)
+        ),
+    )
+    capacity = mailbox_capacity(num_slots=num_slots, max_tokens=max_tokens)
+    message = StepEncoder().encode(step)
+    mailbox = _C.Mailbox.local(capacity)
+    assert mailbox.write(message, 0)
+    assert mailbox.write(message, 0)
+    assert mailbox.read(0, 0, 0) == message
