@@ -43,7 +43,8 @@ def _int8(weight: Tensor, num_copies: Callable[[int], int]) -> list[TorchCall]:
         ]
 
     def call(copy: object) -> TorchCall:
-        return lambda x: torch.ops.quantized.linear_dynamic(x, copy, False)
+        # Activations in 7 bits: without VNNI, sums of two full products saturate.
+        return lambda x: torch.ops.quantized.linear_dynamic(x, copy, True)
 
     return [call(copy) for copy in packed]
 
