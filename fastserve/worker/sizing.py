@@ -64,16 +64,17 @@ def plan_execution(config: EngineConfig, path: Path) -> ExecutorConfig:
     plan = make_plan(model.config, config.devices)
     max_model_len = choose_max_model_len(config, model.config)
     kv_type = choose_kv_type(config, model.file)
+    num_blocks = choose_num_blocks(config, model.config, plan, max_model_len=max_model_len, kv_type=kv_type)
     settings = RankSettings(
         max_tokens=config.max_num_tokens,
         max_samples=config.max_num_seqs,
         num_slots=config.max_num_seqs,
         max_blocks=-(-max_model_len // int(_C.BLOCK_SIZE)),
-        num_blocks=choose_num_blocks(
-            config, model.config, plan, max_model_len=max_model_len, kv_type=kv_type
-        ),
+        num_blocks=num_blocks,
         kv_type=kv_type,
-        mailbox_capacity=mailbox_capacity(num_slots=config.max_num_seqs, max_tokens=config.max_num_tokens),
+        mailbox_capacity=mailbox_capacity(
+            num_slots=config.max_num_seqs, max_tokens=config.max_num_tokens, num_blocks=num_blocks
+        ),
     )
     return ExecutorConfig(
         model=model,

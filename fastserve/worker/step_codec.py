@@ -5,7 +5,6 @@ from __future__ import annotations
 import struct
 from array import array
 
-from fastserve import _C
 from fastserve.request import MAX_LOGIT_BIAS, MAX_LOGPROBS, MAX_STOP_TOKEN_IDS
 from fastserve.step import Sampled, SlotOpening, Step, StepResult
 
@@ -16,10 +15,10 @@ MODEL_STOP_IDS = 64  # ids that end a text by the model's own metadata: a handfu
 OPENING_WORDS = 15 + MAX_STOP_TOKEN_IDS + MODEL_STOP_IDS + 2 * MAX_LOGIT_BIAS
 
 
-def mailbox_capacity(*, num_slots: int, max_tokens: int) -> int:
+def mailbox_capacity(*, num_slots: int, max_tokens: int, num_blocks: int) -> int:
     """Bytes of a mailbox that takes the largest step, and the largest result, twice: every slot closed, opened with
-    every option at its limit, and run, with a score for every token."""
-    num_blocks = num_slots + max_tokens // int(_C.BLOCK_SIZE)
+    every option at its limit, and run, every block granted (a prompt gets all of its own at once), every token scored.
+    """
     step = 6 + num_slots * (1 + OPENING_WORDS + 4 + 1) + 3 * num_blocks + 2 * max_tokens
     result = 3 + max_tokens * (6 + 2 * MAX_LOGPROBS)
     return 2 * (max(step, result) + 4) * WORD_BYTES // 64 * 64 + 64

@@ -73,8 +73,11 @@ def test_a_result_with_words_left_over_is_our_own_fault() -> None:
         decode_result(array("i", [1, 0, 0, 99]).tobytes())
 
 
-@pytest.mark.parametrize(("num_slots", "max_tokens"), [(1, 1), (1, 512), (64, 512), (1024, 1024)])
-def test_the_largest_step_fits_a_mailbox_twice(num_slots: int, max_tokens: int) -> None:
+@pytest.mark.parametrize(
+    ("num_slots", "max_tokens", "num_blocks"),
+    [(1, 1, 1), (1, 512, 1), (64, 512, 1000), (1024, 1024, 100_000)],
+)
+def test_the_largest_step_fits_a_mailbox_twice(num_slots: int, max_tokens: int, num_blocks: int) -> None:
     slots = tuple(range(num_slots))
     sampling = replace(
         SAMPLING,
@@ -86,12 +89,12 @@ def test_the_largest_step_fits_a_mailbox_twice(num_slots: int, max_tokens: int) 
         1,
         closed=slots,
         opened=tuple(SlotOpening(slot, 1, sampling) for slot in slots),
-        blocks=tuple(BlockGrant(slot, 0, 0) for slot in slots for _ in range(-(-tokens[slot] // 16))),
+        blocks=tuple(BlockGrant(0, 0, block_id) for block_id in range(num_blocks)),
         chunks=tuple(
             Chunk(slot, (5,) * count, True, count, (5,) * count) for slot, count in enumerate(tokens)
         ),
     )
-    capacity = mailbox_capacity(num_slots=num_slots, max_tokens=max_tokens)
+    capacity = mailbox_capacity(num_slots=num_slots, max_tokens=max_tokens, num_blocks=num_blocks)
     message = StepEncoder().encode(step)
     mailbox = _C.Mailbox.local(capacity)
     assert mailbox.write(message, 0)
