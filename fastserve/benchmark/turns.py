@@ -36,6 +36,11 @@ class Buckets:
         ]
         return sorted(states, key=lambda state: -min(len(self.seconds[state][name]) for name in names))
 
+    @property
+    def fastest_s(self) -> float:
+        """The shortest time of any contestant in any state."""
+        return min(min(times) for found in self.seconds.values() for times in found.values())
+
     def summary(self, state: State, name: str) -> Summary:
         return Summary.of(self.seconds[state][name])
 
