@@ -144,7 +144,7 @@ def start_pair() -> Iterator[RankPair]:
         try:
             with _environment({**run, "RANK": "0", "LOCAL_RANK": "0"}), _joined() as rank:
                 yield RankPair(rank, process)
-                _end(process)
+            _end(process)  # after this rank has left, so that rank 1 is not kept in a call
         finally:
             process.kill()
             process.communicate()  # closes the pipe as well
