@@ -38,7 +38,7 @@ Pages::~Pages() {
 }
 
 Program::Program(SlotLimits limits, std::shared_ptr<Exchange> exchange)
-    : slots_(std::move(limits)), exchange_(std::move(exchange)) {}
+    : table_(op_table()), slots_(std::move(limits)), exchange_(std::move(exchange)) {}
 
 void Program::allocate_arena(size_t bytes) {
     arena_ = std::make_unique<Pages>(bytes);
@@ -69,7 +69,7 @@ const int32_t* Program::keep(std::vector<int32_t> values) {
 }
 
 void Program::run(const Op& op, const Worker& worker) {
-    const OpTable& table = op_table();
+    const OpTable& table = table_;
     const int32_t rows = op.rows == Rows::tokens ? slots_.num_tokens() : slots_.num_samples();
     if (rows == 0) return;
     const auto with_rows = [rows](auto args) {

@@ -44,7 +44,7 @@ class Pages {
 
 class Program {
   public:
-    // exchange may be null: a group of one.
+    // exchange may be null: a group of one. Throws what op_table() throws.
     Program(SlotLimits limits, std::shared_ptr<Exchange> exchange);
 
     SlotTable& slots() { return slots_; }
@@ -67,6 +67,7 @@ class Program {
   private:
     void run(const Op& op, const Worker& worker);
 
+    const OpTable& table_;
     SlotTable slots_;
     std::shared_ptr<Exchange> exchange_;
     std::unique_ptr<Pages> arena_;

@@ -18,6 +18,14 @@ KV_MEMORY_SHARE = 0.25  # of what is free: weights, activations and everybody el
 F32_TYPE = 0  # GGUF's id
 
 
+def check_isa() -> None:
+    """Raises ValueError where FASTSERVE_ISA names an ISA that is unknown or that this CPU lacks."""
+    try:
+        _C.isa()
+    except RuntimeError as error:
+        raise ValueError(str(error)) from None
+
+
 def choose_kv_type(config: EngineConfig, file: _C.GgufFile) -> str:
     """ "auto" keeps the precision of the weights: fp32 where all of them are, else bf16."""
     if config.kv_dtype != "auto":
@@ -60,6 +68,7 @@ def choose_num_blocks(
 
 def plan_execution(config: EngineConfig, path: Path) -> ExecutorConfig:
     """Raises WeightFileError, ModelConfigError, ValueError or CapacityError, each in one line."""
+    check_isa()
     model = open_model(str(path))
     plan = make_plan(model.config, config.devices)
     max_model_len = choose_max_model_len(config, model.config)

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from fastserve import _C
 from fastserve.cli import install, main
 from fastserve.cli.main import VERBS
 from fastserve.errors import WeightFileError
@@ -139,6 +140,20 @@ def test_a_reader_that_leaves_is_no_traceback() -> None:
     os.close(writing)
     assert ran.returncode == 141
     assert ran.stderr == ""
+
+
+UNUSABLE_ISAS = ["vax", *(name for name, supported, _ in _C.isas() if not supported)]
+
+
+@pytest.mark.parametrize("isa", UNUSABLE_ISAS)
+@pytest.mark.parametrize("devices", ["1", "2"])
+def test_an_isa_that_cannot_be_had_is_one_line(isa: str, devices: str, smollm2_path: Path) -> None:
+    argv = ("generate", "--model", str(smollm2_path), "--devices", devices, "hello")
+    ran = cli(*argv, FASTSERVE_ISA=isa)
+    assert ran.returncode == 1
+    (line,) = ran.stderr.splitlines()
+    assert line.startswith(f"fastserve: error: FASTSERVE_ISA={isa}: ")
+    assert ran.stdout == ""
 
 
 def test_a_checkout_without_the_extension_says_what_to_do(
