@@ -19,10 +19,12 @@ SERVER = """
 import signal, sys
 from fastserve.errors import FastServeError, RankLostError
 from fastserve.server.app import create_app
+from fastserve.server import protocol
 from fastserve.server.lifecycle import Lifecycle
 from fastserve.server.run import Ending, RunOptions, bind, run, url
 from fastserve.testing.fake_service import FakeService
 
+protocol.HEAD_TIMEOUT_S = float(sys.argv[2])
 service, lifecycle = FakeService(), Lifecycle()
 service.hold_after = 1
 signal.signal(signal.SIGUSR1, lambda *_: service.release.set())
@@ -54,8 +56,10 @@ BODY = {"prompt": "w1", "max_tokens": 3, "stream": True}
 def start() -> Iterator[Start]:
     started: list[tuple[subprocess.Popen[str], httpx.Client]] = []
 
-    def starting(drain_timeout_s: float = 30.0) -> tuple[subprocess.Popen[str], httpx.Client]:
-        command = [sys.executable, "-c", SERVER, str(drain_timeout_s)]
+    def starting(
+        drain_timeout_s: float = 30.0, *, head_timeout_s: float = 60.0
+    ) -> tuple[subprocess.Popen[str], httpx.Client]:
+        command = [sys.executable, "-c", SERVER, str(drain_timeout_s), str(head_timeout_s)]
         server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         assert server.stdout is not None
         client = httpx.Client(base_url=server.stdout.readline().strip(), timeout=30, trust_env=False)
@@ -156,3 +160,28 @@ def test_urls_of_both_families() -> None:
             return  # no loopback of that family here
         with sock:
             assert url(sock).startswith("http://[::1]:")
+
+
+def answer_to(client: httpx.Client, sent: bytes) -> bytes:
+    """Everything that comes back until the server closes the connection."""
+    with socket.create_connection((client.base_url.host, client.base_url.port), timeout=30) as connection:
+        connection.sendall(sent)
+        return b"".join(iter(lambda: connection.recv(4096), b""))
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET /health HTTP/1.1\r\nHost: x\r\nX-Slow: "])
+def test_who_does_not_finish_the_headers_is_not_waited_for(start: Start, sent: bytes) -> None:
+    _, client = start(head_timeout_s=0.1)
+    head, _, body = answer_to(client, sent).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 408 ")
+    assert json.loads(body)["error"]["code"] == "headers_timeout"
+
+
+def test_a_request_whose_headers_came_is_not_hurried(start: Start) -> None:
+    server, client = start(head_timeout_s=0.1)
+    with client.stream("POST", "/v1/completions", json=BODY) as response:
+        lines = (line for line in response.iter_lines() if line)
+        next(lines)
+        assert b"headers_timeout" in answer_to(client, b"")  # that time is over now
+        server.send_signal(signal.SIGUSR1)
+        assert list(lines)[-1] == "data: [DONE]"
