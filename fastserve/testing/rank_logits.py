@@ -43,7 +43,9 @@ def rank_logits(path: Path, token_ids: Sequence[int], *, kv_type: str, num_threa
         max_blocks=num_blocks,
         num_blocks=num_blocks,
         kv_type=kv_type,
-        mailbox_capacity=mailbox_capacity(num_slots=1, max_tokens=num_tokens, num_blocks=num_blocks),
+        mailbox_capacity=mailbox_capacity(
+            num_slots=1, max_tokens=num_tokens, max_samples=num_tokens, num_blocks=num_blocks
+        ),
     )
     rank = build_rank_program(
         model, make_plan(model.config, 1).shards[0], settings, exchange=None, num_threads=num_threads

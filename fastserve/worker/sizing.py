@@ -6,7 +6,7 @@ from pathlib import Path
 
 from fastserve import _C
 from fastserve.config import EngineConfig
-from fastserve.distributed.rank_program import RankSettings, kv_block_bytes, open_model
+from fastserve.distributed.rank_program import OpenModel, RankSettings, kv_block_bytes, open_model
 from fastserve.distributed.shard_plan import ShardPlan, make_plan
 from fastserve.errors import CapacityError
 from fastserve.models.config import ModelConfig
@@ -66,6 +66,35 @@ def choose_num_blocks(
     return num_blocks
 
 
+def step_bytes(model: ModelConfig, num_ranks: int, settings: RankSettings) -> int:
+    """About what the largest step takes over all ranks: activations, their rounded copies, logits, exchange."""
+    whole_rows = 3 * num_ranks * model.hidden  # residual, hidden, merged: every rank has all of them
+    shared_rows = 2 * (model.num_heads + model.num_kv_heads) * model.head_dim + 3 * model.intermediate
+    exchanged_rows = 2 * num_ranks * model.hidden if num_ranks > 1 else 0
+    rounded_bytes = 3 * (num_ranks * model.hidden + model.intermediate)
+    row_bytes = 4 * (whole_rows + shared_rows + exchanged_rows) + rounded_bytes
+    return settings.max_tokens * row_bytes + settings.max_samples * 4 * model.vocab_size
+
+
+def check_memory(model: OpenModel, plan: ShardPlan, settings: RankSettings) -> None:
+    """Raises CapacityError with the numbers where weights, KV cache and steps do not fit what is free."""
+    parts = {
+        "weights": sum(
+            tensor.nbytes for tensor in model.file.tensors.values()
+        ),  # packed, about as in the file
+        "KV cache": settings.num_blocks
+        * sum(kv_block_bytes(model.config, shard.num_kv_heads, settings.kv_type) for shard in plan.shards),
+        f"steps of {settings.max_tokens} tokens": step_bytes(model.config, plan.num_ranks, settings),
+    }
+    needed, free = sum(parts.values()), available_bytes()
+    if needed > free:
+        listed = ", ".join(f"{name} {size / 2**20:.0f}" for name, size in parts.items())
+        raise CapacityError(
+            f"the model needs about {needed / 2**20:.0f} MiB ({listed}), and {free / 2**20:.0f} are free; "
+            "lower max_num_tokens, max_num_seqs, max_model_len or kv_cache_bytes"
+        )
+
+
 def plan_execution(config: EngineConfig, path: Path) -> ExecutorConfig:
     """Raises WeightFileError, ModelConfigError, ValueError or CapacityError, each in one line."""
     check_isa()
@@ -82,9 +111,13 @@ def plan_execution(config: EngineConfig, path: Path) -> ExecutorConfig:
         num_blocks=num_blocks,
         kv_type=kv_type,
         mailbox_capacity=mailbox_capacity(
-            num_slots=config.max_num_seqs, max_tokens=config.max_num_tokens, num_blocks=num_blocks
+            num_slots=config.max_num_seqs,
+            max_tokens=config.max_num_tokens,
+            max_samples=config.max_num_seqs,
+            num_blocks=num_blocks,
         ),
     )
+    check_memory(model, plan, settings)
     return ExecutorConfig(
         model=model,
         plan=plan,

@@ -15,12 +15,12 @@ MODEL_STOP_IDS = 64  # ids that end a text by the model's own metadata: a handfu
 OPENING_WORDS = 15 + MAX_STOP_TOKEN_IDS + MODEL_STOP_IDS + 2 * MAX_LOGIT_BIAS
 
 
-def mailbox_capacity(*, num_slots: int, max_tokens: int, num_blocks: int) -> int:
+def mailbox_capacity(*, num_slots: int, max_tokens: int, max_samples: int, num_blocks: int) -> int:
     """Bytes of a mailbox that takes the largest step, and the largest result, twice: every slot closed, opened with
-    every option at its limit, and run, every block granted (a prompt gets all of its own at once), every token scored.
+    every option at its limit, and run, every block granted (a prompt gets all of its own at once).
     """
-    step = 6 + num_slots * (1 + OPENING_WORDS + 4 + 1) + 3 * num_blocks + 2 * max_tokens
-    result = 3 + max_tokens * (6 + 2 * MAX_LOGPROBS)
+    step = 6 + num_slots * (1 + OPENING_WORDS + 4 + 1) + 3 * num_blocks + max_tokens + max_samples
+    result = 3 + max_samples * (6 + 2 * MAX_LOGPROBS)
     return 2 * (max(step, result) + 4) * WORD_BYTES // 64 * 64 + 64
 
 

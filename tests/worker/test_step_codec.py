@@ -94,7 +94,9 @@ def test_the_largest_step_fits_a_mailbox_twice(num_slots: int, max_tokens: int, 
             Chunk(slot, (5,) * count, True, count, (5,) * count) for slot, count in enumerate(tokens)
         ),
     )
-    capacity = mailbox_capacity(num_slots=num_slots, max_tokens=max_tokens, num_blocks=num_blocks)
+    capacity = mailbox_capacity(
+        num_slots=num_slots, max_tokens=max_tokens, max_samples=max_tokens, num_blocks=num_blocks
+    )
     message = StepEncoder().encode(step)
     mailbox = _C.Mailbox.local(capacity)
     assert mailbox.write(message, 0)
