@@ -26,6 +26,13 @@ def require_supported_platform() -> None:
         sys.exit(f"fastserve runs on Linux on x86-64 and aarch64; this is {system} on {machine}")
 
 
+def forget_moved_build(build_dir: Path) -> None:
+    """CMake refuses a build tree of a checkout that lay elsewhere."""
+    cache = build_dir / "CMakeCache.txt"
+    if cache.exists() and f"CMAKE_HOME_DIRECTORY:INTERNAL={ROOT}\n" not in cache.read_text():
+        shutil.rmtree(build_dir)
+
+
 class CMakeExtension(Extension):
     def __init__(self, name: str) -> None:
         super().__init__(name, sources=[])
@@ -34,18 +41,22 @@ class CMakeExtension(Extension):
 class CMakeBuild(build_ext):
     def build_extension(self, ext: Extension) -> None:
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
-        build_dir = Path(self.build_temp).resolve()
+        # An editable install keeps its objects in the checkout: the next one and the native tests reuse them.
+        build_dir = ROOT / "build" / "native" if self.editable_mode else Path(self.build_temp).resolve()
+        forget_moved_build(build_dir)
         build_dir.mkdir(parents=True, exist_ok=True)
         cmake = shutil.which("cmake") or "cmake"
         configure = [
             cmake, "-G", "Ninja", "-S", str(ROOT), "-B", str(build_dir),
+            f"-DCMAKE_MAKE_PROGRAM={shutil.which('ninja') or 'ninja'}",
             f"-DCMAKE_BUILD_TYPE={os.environ.get('FASTSERVE_BUILD_TYPE', 'Release')}",
+            "-DFASTSERVE_PYTHON=ON",
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-DFASTSERVE_OUTPUT_DIR={target.parent}",
             f"-DFASTSERVE_VERSION={self.distribution.get_version()}",
         ]  # fmt: skip
         subprocess.run(configure, check=True)
-        subprocess.run([cmake, "--build", str(build_dir)], check=True)
+        subprocess.run([cmake, "--build", str(build_dir), "--target", "_C"], check=True)
 
 
 require_supported_platform()
