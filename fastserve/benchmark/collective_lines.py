@@ -10,7 +10,7 @@ from fastserve.benchmark.turns import Buckets
 
 def lines(case: CollectiveCase, buckets: Buckets, machine: Machine, *, num_ranks: int) -> list[Line]:
     """The states in which all were measured, the best covered first; the last contestant is the baseline."""
-    *names, baseline = next(iter(buckets.seconds.values()))
+    *names, baseline = buckets.contestants
     return [
         Line(
             machine=machine,
@@ -24,7 +24,7 @@ def lines(case: CollectiveCase, buckets: Buckets, machine: Machine, *, num_ranks
             baseline=f"{baseline} ({duration(buckets.summary(state, baseline).median)})",
             ratio=buckets.ratio(state, baseline, name),
         )
-        for state in buckets.comparable((*names, baseline))
+        for state in buckets.comparable(buckets.contestants)
         for name in names
         for found in [buckets.summary(state, name)]
     ]

@@ -20,8 +20,12 @@ SETTLE_S = 0.02
 
 @dataclass(frozen=True, slots=True)
 class Buckets:
-    """Seconds per call, by placement state and contestant."""
+    """Seconds per call, by placement state and contestant.
 
+    `contestants` has their order: a state may lack some, or hold them in the order of its first round.
+    """
+
+    contestants: tuple[str, ...]
     seconds: dict[State, dict[str, list[float]]] = field(default_factory=dict)
 
     def add(self, state: State, name: str, seconds: float) -> None:
@@ -80,7 +84,7 @@ def take_timed_turns(
     if rounds < 1:
         raise ValueError(f"rounds must be >= 1, got {rounds}")
     names = list(contestants)
-    found = Buckets()
+    found = Buckets(tuple(names))
     for round_idx in range(rounds):
         for turn in range(len(names)):
             name = names[(round_idx + turn) % len(names)]
