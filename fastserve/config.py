@@ -7,8 +7,10 @@ from typing import Literal, get_args
 
 KvDtype = Literal["auto", "f32", "bf16"]
 PolicyName = Literal["fcfs"]
+OnLoss = Literal["respawn", "shrink"]
 
 DEFAULT_MODEL = "smollm2-135m"
+MAX_HEARTBEAT_S = 3600.0
 _COUNTS = (
     "devices",
     "max_num_tokens",
@@ -20,8 +22,8 @@ _COUNTS = (
 )
 
 
-def _at_least(name: str, value: int | None, low: int) -> None:
-    if value is not None and value < low:
+def _at_least(name: str, value: float | None, low: int) -> None:
+    if value is not None and not value >= low:
         raise ValueError(f"{name} must be >= {low}, got {value}")
 
 
@@ -42,6 +44,8 @@ class EngineConfig:
     kv_cache_bytes: int | None = None  # of the whole group; None: chosen from free memory
     kv_dtype: KvDtype = "auto"
     num_threads: int | None = None  # per device; None: the cores at hand, divided
+    on_loss: OnLoss = "respawn"  # a lost rank is replaced, or the others share out what it held
+    heartbeat_s: float = 5.0  # a rank that shows no sign of life for so long is lost: longer than any op lasts
     offline: bool = False  # never fetch a model
     policy: PolicyName = "fcfs"
     max_waiting: int = 1024  # requests that wait for a slot; more are turned away
@@ -53,10 +57,13 @@ class EngineConfig:
         for name in _COUNTS:
             _at_least(name, getattr(self, name), 1)
         _at_least("seed", self.seed, 0)
+        if not 1 <= self.heartbeat_s <= MAX_HEARTBEAT_S:
+            raise ValueError(f"heartbeat_s must be in [1, {MAX_HEARTBEAT_S:g}], got {self.heartbeat_s}")
         # Every running request must be able to decode in every step.
         if self.max_num_tokens < self.max_num_seqs:
             raise ValueError(
                 f"max_num_tokens must be >= max_num_seqs ({self.max_num_seqs}), got {self.max_num_tokens}"
             )
         _one_of("kv_dtype", self.kv_dtype, get_args(KvDtype))
+        _one_of("on_loss", self.on_loss, get_args(OnLoss))
         _one_of("policy", self.policy, get_args(PolicyName))

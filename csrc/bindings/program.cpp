@@ -4,6 +4,9 @@
 
 #include <memory>
 #include <string>
+#include <tuple>
+#include <unordered_map>
+#include <vector>
 
 #include "bindings/bindings.h"
 #include "program/worker_loop.h"
@@ -175,6 +178,23 @@ py::bytes read_buffer(const Program& p, size_t offset, size_t bytes) {
     return {reinterpret_cast<const char*>(p.buffer(offset)), bytes};
 }
 
+using FaultTuple = std::tuple<std::string, std::string, int64_t, int64_t, double>;
+
+void commit_faults(Program& p, const std::vector<FaultTuple>& faults) {
+    static const std::unordered_map<std::string, FaultAction> kActions = {{"kill", FaultAction::kill},
+                                                                          {"stop", FaultAction::stop},
+                                                                          {"delay", FaultAction::delay},
+                                                                          {"slow", FaultAction::slow}};
+    std::vector<Fault> planned;
+    for (const auto& [action, op, call, segment, amount] : faults) {
+        const auto found = kActions.find(action);
+        if (found == kActions.end())
+            throw py::value_error("action must be kill, stop, delay or slow, got '" + action + "'");
+        planned.push_back({found->second, op, call, segment, amount});
+    }
+    p.commit_faults(std::move(planned));
+}
+
 std::string run_worker_loop(std::shared_ptr<Program> program, std::vector<int> cores,
                             std::shared_ptr<Mailbox> steps, int reader, std::shared_ptr<Mailbox> results) {
     py::gil_scoped_release release;
@@ -211,6 +231,8 @@ void bind_program(py::module_& m) {
         .def_property_readonly("num_ops", &Program::num_ops)
         .def("allocate_arena", &Program::allocate_arena, py::arg("num_bytes"))
         .def("read_buffer", &read_buffer, py::arg("offset"), py::arg("num_bytes"))
+        .def("commit_faults", &commit_faults, py::arg("faults"),
+             "For tests: (action, op, call, segment, amount) each; replaces those that were there.")
         .def("add_kv_cache", &add_kv_cache, py::arg("type"), py::arg("group"), py::arg("num_kv_heads"),
              py::arg("head_dim"))
         .def("add_embed", &add_embed, py::arg("table"), py::arg("gguf_type"), py::arg("row_bytes"),

@@ -100,6 +100,13 @@ std::shared_ptr<Exchange> exchange_of(std::shared_ptr<SharedRegion> region, int 
     return exchange;
 }
 
+uint64_t beats_of(const SharedRegion& region, int rank) {
+    if (rank < 0 || rank >= region.num_ranks())
+        throw py::value_error("rank must be in [0, " + std::to_string(region.num_ranks()) + "), got " +
+                              std::to_string(rank));
+    return region.slot(rank).beats.load(std::memory_order_relaxed);
+}
+
 // "" or the name of an algorithm.
 void force_algorithm(Exchange& exchange, const std::string& name) {
     if (name.empty())
@@ -129,6 +136,7 @@ void bind_ring(py::module_& m) {
         .def_property_readonly("extra_bytes", &SharedRegion::extra_bytes)
         .def_property_readonly("failed", &SharedRegion::failed)
         .def_property_readonly("loss", &SharedRegion::loss_text, "What is known about the group's end.")
+        .def("beats", &beats_of, py::arg("rank"), "How often a rank showed that it goes on.")
         .def("raise_epoch", [](SharedRegion& region) { region.raise_epoch(); });
 
     py::class_<Exchange, std::shared_ptr<Exchange>>(m, "Exchange")

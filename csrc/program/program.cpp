@@ -2,7 +2,9 @@
 
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <cerrno>
+#include <iterator>
 #include <stdexcept>
 #include <string>
 #include <system_error>
@@ -20,6 +22,16 @@ struct Overloaded : Fs... {
 };
 template <class... Fs>
 Overloaded(Fs...) -> Overloaded<Fs...>;
+
+// In the order of OpArgs.
+constexpr const char* kOpNames[] = {
+    "embed",       "rms_norm",          "matmul", "rotary", "store_kv", "paged_attention", "silu_mul",
+    "select_rows", "matmul_all_reduce", "sample"};
+static_assert(std::size(kOpNames) == std::variant_size_v<OpArgs>);
+
+const char* name_of(const OpArgs& args) {
+    return kOpNames[args.index()];
+}
 
 }  // namespace
 
@@ -94,11 +106,40 @@ void Program::run(const Op& op, const Worker& worker) {
                op.args);
 }
 
+void Program::commit_faults(std::vector<Fault> faults) {
+    faults_.reset();
+    for (const Fault& fault : faults)
+        if (!fault.op.empty() &&
+            std::find(std::begin(kOpNames), std::end(kOpNames), fault.op) == std::end(kOpNames))
+            throw std::invalid_argument("a program has no op called '" + fault.op + "'");
+    if (!faults.empty()) faults_ = std::make_unique<Faults>(std::move(faults), exchange_.get());
+}
+
+// By thread 0, before and after its part of the op.
+void Program::begin_op(size_t idx) {
+    if (exchange_) exchange_->beat();
+    if (faults_) [[unlikely]]
+        faults_->before(name_of(ops_[idx].args));
+}
+
+// Every thread leaves after the same op: thread 0 says so before the barrier behind that op, and who reads it
+// early, one barrier before, finds an op that is still to come.
+void Program::end_op(size_t idx) {
+    if (faults_) [[unlikely]]
+        faults_->after();
+    if (exchange_ && exchange_->failed() && idx < last_op_.load(std::memory_order_relaxed))
+        last_op_.store(idx, std::memory_order_relaxed);
+}
+
 bool Program::replay(Team& team) {
+    last_op_.store(ops_.size(), std::memory_order_relaxed);
     team.run([this](const Worker& worker) {
-        for (const Op& op : ops_) {
-            run(op, worker);
+        for (size_t i = 0; i < ops_.size(); ++i) {
+            if (worker.thread_idx == 0) begin_op(i);
+            run(ops_[i], worker);
+            if (worker.thread_idx == 0) end_op(i);
             team_barrier(worker);
+            if (i >= last_op_.load(std::memory_order_relaxed)) return;
         }
     });
     if (exchange_ && exchange_->failed()) return false;

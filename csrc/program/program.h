@@ -6,12 +6,14 @@
 // barrier between: no allocation, no lock, no Python.
 #pragma once
 
+#include <atomic>
 #include <memory>
 #include <variant>
 #include <vector>
 
 #include "cpu/threads.h"
 #include "ops.h"
+#include "program/faults.h"
 #include "program/slots.h"
 
 namespace fastserve {
@@ -60,12 +62,17 @@ class Program {
     void append(Op op) { ops_.push_back(std::move(op)); }
     size_t num_ops() const { return ops_.size(); }
 
+    // For tests; replaces those that were there. Throws std::invalid_argument.
+    void commit_faults(std::vector<Fault> faults);
+
     // One forward pass over the rows that slots().apply laid out. False if the exchange failed: nothing was
-    // taken in.
+    // taken in, and what was left of the pass was left out.
     bool replay(Team& team);
 
   private:
     void run(const Op& op, const Worker& worker);
+    void begin_op(size_t idx);
+    void end_op(size_t idx);
 
     const OpTable& table_;
     SlotTable slots_;
@@ -75,6 +82,8 @@ class Program {
     std::vector<std::unique_ptr<std::vector<float>>> kept_floats_;
     std::vector<std::unique_ptr<std::vector<int32_t>>> kept_ints_;
     std::vector<Op> ops_;
+    std::unique_ptr<Faults> faults_;
+    std::atomic<size_t> last_op_{0};  // of the pass under way: it may end before the last one
 };
 
 }  // namespace fastserve

@@ -10,7 +10,7 @@ namespace fastserve {
 namespace {
 
 constexpr int kSpinUs = 50;             // covers the gap between two steps that were queued ahead
-constexpr int kPollMs = 1000;           // an idle rank looks up this often; it is woken by a step at once
+constexpr int kPollMs = 250;            // an idle rank beats this often; a step wakes it at once
 constexpr int kResultTimeoutMs = 5000;  // the engine reads results or is gone
 
 }  // namespace
@@ -28,8 +28,9 @@ std::string WorkerLoop::run() {
     Team team(cores_);
     for (;;) {
         const Mailbox::Read read = steps_->read(reader_, message_, kSpinUs, kPollMs);
-        const Exchange* exchange = program_->exchange();
+        Exchange* exchange = program_->exchange();
         if (exchange && exchange->failed()) return "the group ended while this rank was waiting for a step";
+        if (exchange) exchange->beat();
         if (read == Mailbox::Read::closed) return "";
         if (read == Mailbox::Read::timeout) continue;
         try {

@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cstring>
 #include <stdexcept>
 #include <string>
@@ -78,6 +79,8 @@ float* Exchange::partials(const Collective& collective, int rank) const {
 }
 
 void Exchange::publish(const Collective& collective, int32_t segment) {
+    if (published_) [[unlikely]]
+        published_(observer_);
     publish_flag(*region_, rank_, segment, collective.number);
 }
 
@@ -86,9 +89,18 @@ bool Exchange::ready(const Collective& collective, int rank, int32_t segment) co
 }
 
 void Exchange::wait(const Collective& collective, int rank, int32_t segment) {
-    const Waiting waiting{*region_, collective.crowded, interrupted_};
+    using Clock = std::chrono::steady_clock;
+    const Waiting waiting{*region_, region_->slot(rank_), collective.crowded, interrupted_};
+    const auto start = published_ ? Clock::now() : Clock::time_point();
     if (!wait_for_flag(waiting, rank, segment, collective.number))
         gave_up_.store(true, std::memory_order_release);
+    if (published_) [[unlikely]]
+        waited_ns_.fetch_add(std::chrono::nanoseconds(Clock::now() - start).count(),
+                             std::memory_order_relaxed);
+}
+
+void Exchange::beat() {
+    region_->slot(rank_).beats.fetch_add(1, std::memory_order_relaxed);
 }
 
 void Exchange::count_sent(int32_t num_tiles) {

@@ -113,6 +113,16 @@ class Exchange {
     void count_computed() { tiles_computed_.fetch_add(1, std::memory_order_relaxed); }
     void count_sent(int32_t num_tiles);
 
+    // This rank is alive and goes on; whoever watches it for hanging looks at the count.
+    void beat();
+
+    // Faults of tests: called before each segment is published; null calls nothing. Between collectives only.
+    void observe(void (*published)(void*), void* observer) {
+        published_ = published;
+        observer_ = observer;
+    }
+    int64_t waited_ns() const { return waited_ns_.load(std::memory_order_relaxed); }  // while observed
+
     // Called now and then by a wait that has become a sleep; true gives up and raises the epoch (Ctrl-C).
     void set_interrupted(bool (*interrupted)()) { interrupted_ = interrupted; }
 
@@ -124,6 +134,9 @@ class Exchange {
     int num_cores_;
     int32_t forced_algorithm_ = -1;
     bool (*interrupted_)() = nullptr;
+    void (*published_)(void*) = nullptr;
+    void* observer_ = nullptr;
+    std::atomic<int64_t> waited_ns_{0};
     std::atomic<bool> gave_up_{false};
     // Shared by the team. The last thread to end a collective counts it; the others have read the number by
     // then.

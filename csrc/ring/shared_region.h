@@ -39,6 +39,9 @@ struct alignas(kCacheLines) RankSlot {
     std::atomic<int32_t> pid;
     std::atomic<int32_t> state;      // RankState
     std::atomic<uint32_t> sleepers;  // waits of other ranks that sleep on a flag of this one
+    // Advanced by every op and by every wait that has become a sleep: one that stands still is a rank that
+    // hangs. On a line of its own, for waits of other ranks read the one above.
+    alignas(kCacheLines) std::atomic<uint64_t> beats;
 };
 
 class SharedRegion {

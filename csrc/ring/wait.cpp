@@ -72,6 +72,7 @@ bool wait_for_flag(const Waiting& waiting, int rank, int32_t idx, uint64_t value
         } else {
             if (waiting.interrupted && waiting.interrupted())
                 waiting.region.raise_epoch(Loss::interrupted, getpid());
+            waiting.waiter.beats.fetch_add(1, std::memory_order_relaxed);
             sleep_on(slot, flag, value, sleep_ns);
             sleep_ns = std::min(2 * sleep_ns, kLongestSleepNs);
         }

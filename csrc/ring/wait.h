@@ -15,6 +15,7 @@ namespace fastserve {
 
 struct Waiting {
     SharedRegion& region;
+    RankSlot& waiter;       // of the rank that waits: its sleeps are beats
     bool crowded;           // more threads than cores: whoever spins keeps the peer from running
     bool (*interrupted)();  // may be null; asked while sleeping; true gives up
 };

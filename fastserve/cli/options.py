@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, get_args
 
-from fastserve.config import EngineConfig, KvDtype, PolicyName
+from fastserve.config import EngineConfig, KvDtype, OnLoss, PolicyName
 
 _UNITS = {"": 1, "b": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "ki": 1024, "mi": 1024**2, "gi": 1024**3}
 
@@ -134,6 +134,8 @@ ENGINE = (
     _engine("kv_cache_bytes", _size, "memory for keys and values", shown_default="from free memory"),
     _engine("kv_dtype", _text, "how keys and values are kept", choices=get_args(KvDtype)),
     _engine("num_threads", _integer, "threads of each device", shown_default="the cores at hand, divided"),
+    _engine("on_loss", _text, "a lost rank is replaced, or the others take its share", choices=get_args(OnLoss)),
+    _engine("heartbeat_s", _real, "seconds without a sign of life after which a rank is lost"),
     _engine("offline", _flag, "never fetch a model"),
     _engine("policy", _text, "who runs first", choices=get_args(PolicyName)),
     _engine("max_waiting", _integer, "requests that may wait; more are turned away"),

@@ -18,15 +18,21 @@ _LENGTH = struct.Struct("<I")
 
 
 class StartRank(msgspec.Struct, frozen=True, tag="start"):
-    """Engine to rank: what to load and run."""
+    """Engine to rank: what to load and run in this epoch. The region's descriptor comes with it."""
 
+    epoch: int  # from 1
     path: str
     rank: int
     num_ranks: int
     shard: Shard
     settings: RankSettings
     cores: list[int]
-    region_fd: int
+
+
+class RankIdle(msgspec.Struct, frozen=True, tag="idle"):
+    """Rank to engine: it has started (0), or it is out of that epoch, which was raised; it waits for a StartRank."""
+
+    epoch: int
 
 
 class RankReady(msgspec.Struct, frozen=True, tag="ready"):
@@ -40,12 +46,15 @@ class RankFailed(msgspec.Struct, frozen=True, tag="failed"):
     kind: str = ""
 
 
-Report = RankReady | RankFailed
+Report = RankIdle | RankReady | RankFailed
 
 
-def send(channel: socket.socket, message: msgspec.Struct) -> None:
+def send(channel: socket.socket, message: msgspec.Struct, descriptor: int | None = None) -> None:
+    """The descriptor, if any, travels with the first byte."""
     body = msgspec.msgpack.encode(message)
-    channel.sendall(_LENGTH.pack(len(body)) + body)
+    data = _LENGTH.pack(len(body)) + body
+    sent = 0 if descriptor is None else socket.send_fds(channel, [data], [descriptor])
+    channel.sendall(data[sent:])
 
 
 def _receive_exactly(channel: socket.socket, num_bytes: int) -> bytes:
@@ -58,16 +67,25 @@ def _receive_exactly(channel: socket.socket, num_bytes: int) -> bytes:
     return bytes(received)
 
 
-def _receive_body(channel: socket.socket) -> bytes:
-    (length,) = _LENGTH.unpack(_receive_exactly(channel, _LENGTH.size))
+def _receive_body(channel: socket.socket, begun: bytes = b"") -> bytes:
+    (length,) = _LENGTH.unpack(begun + _receive_exactly(channel, _LENGTH.size - len(begun)))
     if length > MAX_MESSAGE_BYTES:
         raise ValueError(f"a control message must be at most {MAX_MESSAGE_BYTES} bytes, got {length}")
     return _receive_exactly(channel, length)
 
 
-def receive_start(channel: socket.socket) -> StartRank:
-    """Raises EOFError when the engine is gone, ValueError (of msgspec too) for what is not a StartRank."""
-    return msgspec.msgpack.decode(_receive_body(channel), type=StartRank)
+def receive_start(channel: socket.socket) -> tuple[StartRank, int]:
+    """(what to run, the region's descriptor, which is the caller's to close).
+
+    Raises EOFError when the engine is gone, ValueError (of msgspec too) for what is not a StartRank.
+    """
+    begun, descriptors, _, _ = socket.recv_fds(channel, 1, 1)
+    if not begun:
+        raise EOFError("the other side is gone")
+    start = msgspec.msgpack.decode(_receive_body(channel, begun), type=StartRank)
+    if len(descriptors) != 1:
+        raise ValueError(f"a StartRank comes with one descriptor, got {len(descriptors)}")
+    return start, descriptors[0]
 
 
 def receive_report(channel: socket.socket) -> Report:

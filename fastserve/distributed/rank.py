@@ -1,4 +1,8 @@
-"""The process that drives one device of a group: started by exec, it loads its shard and serves steps."""
+"""The process that drives one device of a group: started by exec, it loads its shard and serves steps.
+
+It outlives epochs: when the epoch is raised because another rank was lost, it says so and waits to be told what it
+is in the next one. Its packed weights stay where its shard stays the same.
+"""
 
 from __future__ import annotations
 
@@ -7,62 +11,107 @@ import signal
 import socket
 import sys
 import threading
+from queue import SimpleQueue
 
 from fastserve import _C
-from fastserve.distributed.control import RankFailed, RankReady, StartRank, receive_start, send
+from fastserve.distributed.control import (
+    RankFailed,
+    RankIdle,
+    RankReady,
+    StartRank,
+    receive_start,
+    send,
+)
 from fastserve.distributed.mailboxes import open_mailboxes
-from fastserve.distributed.rank_program import build_rank_program, open_model
+from fastserve.distributed.planned_faults import commit_planned
+from fastserve.distributed.rank_program import LoadedShard, load_shard, open_model, record_program
 from fastserve.errors import FastServeError
 
 
-def exit_with_the_engine(channel: socket.socket) -> None:
-    """Ends this process when the engine's end of the channel closes, even in the middle of a step."""
+class Orders:
+    """What the engine says. When its end of the channel closes, this process ends, even in the middle of a step."""
 
-    def watch() -> None:
-        while True:
-            try:
-                if not channel.recv(1):
-                    break
-            except OSError:
-                break
-        os._exit(0)
+    def __init__(self, channel: socket.socket) -> None:
+        self._channel = channel
+        self._orders: SimpleQueue[tuple[StartRank, int]] = SimpleQueue()
+        threading.Thread(target=self._read, name="engine-watch", daemon=True).start()
 
-    threading.Thread(target=watch, name="engine-watch", daemon=True).start()
+    def next(self) -> tuple[StartRank, int]:
+        return self._orders.get()
+
+    def _read(self) -> None:
+        try:
+            while True:
+                self._orders.put(receive_start(self._channel))
+        except (EOFError, OSError):
+            os._exit(0)
+        except ValueError as error:
+            print(f"fastserve: a rank was told what it does not understand: {error}", file=sys.stderr)
+            os._exit(1)
 
 
-def serve(channel: socket.socket, start: StartRank) -> str:
-    """Runs until the group ends; returns why, in one line, where that was not asked for."""
-    region = _C.SharedRegion.attach(start.region_fd)
-    exchange = _C.Exchange(region, start.rank)
-    steps, results = open_mailboxes(region, start.settings.mailbox_capacity, start.num_ranks, create=False)
-    built = build_rank_program(
-        open_model(start.path), start.shard, start.settings, exchange=exchange, num_threads=len(start.cores)
-    )
-    send(channel, RankReady(packed_bytes=built.packed_bytes))
-    exit_with_the_engine(channel)
-    return str(
-        _C.run_worker_loop(
-            built.program, start.cores, steps, start.rank, results if start.rank == 0 else None
+class Rank:
+    def __init__(self, channel: socket.socket) -> None:
+        self._channel = channel
+        self._path = ""
+        self._loaded: LoadedShard | None = None
+
+    def serve(self, start: StartRank, region: _C.SharedRegion) -> str:
+        """Runs one epoch; returns why it ended, in one line, where nobody asked for that."""
+        exchange = _C.Exchange(region, start.rank)
+        steps, results = open_mailboxes(
+            region, start.settings.mailbox_capacity, start.num_ranks, create=False
         )
-    )
+        built = record_program(
+            self._load(start), start.settings, exchange=exchange, num_threads=len(start.cores)
+        )
+        commit_planned(built.program, rank=start.rank, epoch=start.epoch)
+        send(self._channel, RankReady(packed_bytes=built.packed_bytes))
+        return str(
+            _C.run_worker_loop(
+                built.program, start.cores, steps, start.rank, results if start.rank == 0 else None
+            )
+        )
+
+    def _load(self, start: StartRank) -> LoadedShard:
+        loaded = self._loaded
+        if loaded is not None and (self._path, loaded.shard) == (start.path, start.shard):
+            return loaded
+        self._loaded = loaded = None  # two shards at once may not fit
+        self._path = start.path
+        self._loaded = load_shard(open_model(start.path), start.shard, num_threads=len(start.cores))
+        return self._loaded
+
+
+def run(channel: socket.socket) -> RankFailed | None:
+    """Serves epoch after epoch; returns what went wrong, None after an end in good order."""
+    orders, rank = Orders(channel), Rank(channel)
+    epoch = 0
+    while True:
+        send(channel, RankIdle(epoch=epoch))
+        start, descriptor = orders.next()
+        epoch = start.epoch
+        try:
+            region = _C.SharedRegion.attach(descriptor)
+            os.close(descriptor)
+            error = rank.serve(start, region)
+        except (FastServeError, ValueError, OSError, RuntimeError) as raised:
+            return RankFailed(message=str(raised), kind=type(raised).__name__)
+        if not region.failed:
+            return RankFailed(message=error) if error else None
 
 
 def main() -> int:
     # Ctrl-C goes to the whole terminal; the engine decides when its ranks end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     channel = socket.socket(fileno=int(sys.argv[1]))
-    try:
-        error, kind = serve(channel, receive_start(channel)), ""
-    except EOFError:
-        return 0
-    except (FastServeError, ValueError, OSError, RuntimeError) as raised:
-        error, kind = str(raised), type(raised).__name__
-    if not error:
+    failed = run(channel)
+    if failed is None:
         return 0
     try:
-        send(channel, RankFailed(message=error, kind=kind))
+        send(channel, failed)
     except OSError:
-        print(f"fastserve: a rank ended, and so had the engine: {error}", file=sys.stderr)
+        print(f"fastserve: a rank ended, and so had the engine: {failed.message}", file=sys.stderr)
     return 1
 
 

@@ -9,9 +9,9 @@ from fastserve import _C
 from fastserve.distributed.shard_loader import ShardLoader, packed_bytes
 from fastserve.errors import WeightFileError
 from fastserve.models.config import ModelConfig, read_config
-from fastserve.models.llama import LlamaInputs, Shard, forward
+from fastserve.models.llama import LlamaInputs, LlamaWeights, Shard, forward
 from fastserve.models.names import EMBEDDING
-from fastserve.program.recorder import Address, LayerCache, Recorder
+from fastserve.program.recorder import Address, FusedWeight, LayerCache, Recorder
 
 KV_GROUP = 0  # every layer of a llama attends to everything: one group
 
@@ -29,17 +29,30 @@ class RankSettings:
     mailbox_capacity: int  # bytes, of steps and of results alike
 
 
+class OpenModel(NamedTuple):
+    file: _C.GgufFile
+    config: ModelConfig
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedShard:
+    """Packed weights, which outlive the programs that are recorded over them."""
+
+    model: OpenModel
+    shard: Shard
+    weights: LlamaWeights[FusedWeight, list[float]]
+
+    @property
+    def packed_bytes(self) -> int:
+        return packed_bytes(self.weights)
+
+
 @dataclass(frozen=True, slots=True)
 class RankProgram:
     program: _C.Program
     packed_bytes: int
     logits: Address  # [S, V of the shard], readable after a step
     file: _C.GgufFile  # the embedding is read from its mapping
-
-
-class OpenModel(NamedTuple):
-    file: _C.GgufFile
-    config: ModelConfig
 
 
 def open_model(path: str) -> OpenModel:
@@ -63,8 +76,26 @@ def build_rank_program(
     model: OpenModel, shard: Shard, settings: RankSettings, *, exchange: _C.Exchange | None, num_threads: int
 ) -> RankProgram:
     """Packs `shard` of the model and records its forward pass and sampling."""
-    file, config = model
-    weights = ShardLoader(file, config, shard, num_threads=num_threads).load()
+    return record_program(
+        load_shard(model, shard, num_threads=num_threads),
+        settings,
+        exchange=exchange,
+        num_threads=num_threads,
+    )
+
+
+def load_shard(model: OpenModel, shard: Shard, *, num_threads: int) -> LoadedShard:
+    """Packs `shard` of the model. Raises WeightFileError."""
+    return LoadedShard(
+        model, shard, ShardLoader(model.file, model.config, shard, num_threads=num_threads).load()
+    )
+
+
+def record_program(
+    loaded: LoadedShard, settings: RankSettings, *, exchange: _C.Exchange | None, num_threads: int
+) -> RankProgram:
+    """The forward pass and sampling over a shard's weights, with KV blocks of its own."""
+    config, shard = loaded.model.config, loaded.shard
     program = _C.Program(
         max_tokens=settings.max_tokens,
         max_samples=settings.max_samples,
@@ -90,8 +121,8 @@ def build_rank_program(
         sample_rows=None,
         group=None,
     )
-    logits = forward(recorder, config, shard, weights, inputs)
+    logits = forward(recorder, config, shard, loaded.weights, inputs)
     scratch = _C.sample_scratch_bytes(num_threads, config.vocab_size)
     recorder.sample(logits, vocab_begin=shard.vocab[0], scratch_bytes=scratch)
     recorder.finish()
-    return RankProgram(program, packed_bytes(weights), recorder.address(logits), file)
+    return RankProgram(program, loaded.packed_bytes, recorder.address(logits), loaded.model.file)

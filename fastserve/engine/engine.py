@@ -17,7 +17,9 @@ from fastserve.config import EngineConfig
 from fastserve.engine.choice import Choice, ending_ids, slot_sampling
 from fastserve.engine.metrics import EngineMetrics
 from fastserve.engine.outputs import ChoiceDelta
+from fastserve.engine.replay import replay
 from fastserve.engine.text import EngineTokenizer
+from fastserve.errors import RankLostError
 from fastserve.request import SamplingParams
 from fastserve.scheduler.fcfs import Fcfs
 from fastserve.scheduler.policy import Policy
@@ -134,14 +136,22 @@ class Engine:
     def step(self) -> list[ChoiceDelta]:
         """Queues what can be queued, then waits for the oldest step and says what it gave each request.
 
-        Raises GroupError (RankLostError) if the executor failed; the engine is of no use then.
+        When a rank was lost, waits until the group is whole again and queues anew what ran; nothing is new then.
+        Raises GroupError (RankLostError) if it will not be; the engine is of no use any more.
         """
+        try:
+            return self._step()
+        except RankLostError:
+            self._recover()
+            return []
+
+    def _step(self) -> list[ChoiceDelta]:
         while len(self._steps_ahead) < MAX_STEPS_AHEAD:
             scheduled = self._schedule()
             if scheduled is None:
                 break
-            self.executor.submit(scheduled.step)
             self._steps_ahead.append(scheduled)
+            self.executor.submit(scheduled.step)
         if not self._steps_ahead:
             return []
         result = self.executor.collect()
@@ -149,6 +159,13 @@ class Engine:
 
     def close(self) -> None:
         self.executor.close()
+
+    def _recover(self) -> None:
+        start_s = self._clock()
+        self.executor.recover()
+        replayed = replay(self._scheduler, self._steps_ahead)
+        self._steps_ahead.clear()
+        self.metrics.recovered(len(replayed), self._clock() - start_s)
 
     def _schedule(self) -> ScheduledStep | None:
         before = self._scheduler.num_preemptions

@@ -10,6 +10,7 @@ from fastserve.request import FinishReason
 
 _TTFT_S = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80)
 _TOKEN_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5)
+_RECOVERY_S = (0.1, 0.2, 0.3, 0.5, 0.7, 1, 1.5, 2, 3, 5, 10, 20, 40, 80, 160, 320)
 _REQUEST_S = (0.05, 0.1, 0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480)
 
 
@@ -24,6 +25,8 @@ class EngineMetrics:
         )
         self.generation_tokens = counter("generation_tokens", "Tokens generated.")
         self.preemptions = counter("num_preemptions", "Requests that lost their turn and were recomputed.")
+        self.recoveries = counter("recoveries", "Times that a rank was lost and the group went on.")
+        self.replayed = counter("requests_replayed", "Requests recomputed because a rank was lost.")
         self.finished = Counter(
             "fastserve_request_success",
             "Choices of requests that ended, by reason.",
@@ -32,6 +35,7 @@ class EngineMetrics:
         )
         self.time_to_first_token = histogram("time_to_first_token_seconds", "From arrival.", _TTFT_S)
         self.inter_token = histogram("inter_token_latency_seconds", "Between a choice's tokens.", _TOKEN_S)
+        self.recovery = histogram("recovery_seconds", "From a loss to a whole group.", _RECOVERY_S)
         self.request_latency = histogram("e2e_request_latency_seconds", "From arrival to end.", _REQUEST_S)
 
     def watch(
@@ -45,6 +49,11 @@ class EngineMetrics:
     def ended(self, reason: FinishReason, latency_s: float) -> None:
         self.finished.labels(reason).inc()
         self.request_latency.observe(latency_s)
+
+    def recovered(self, num_requests: int, seconds: float) -> None:
+        self.recoveries.inc()
+        self.replayed.inc(num_requests)
+        self.recovery.observe(seconds)
 
     def _counter(self, name: str, meaning: str) -> Counter:
         return Counter(f"fastserve_{name}", meaning, registry=self.registry)

@@ -52,6 +52,8 @@ class Scheduler:
         self._closed: list[int] = []  # slots to be closed by the next step
         self._running: list[RequestState] = []
         self._waiting: list[RequestState] = []
+        self._restarted: list[RequestState] = []  # wait too, ahead of the others
+        self._num_slots = num_slots
         self._next_arrival_idx = 0
         self._next_step_id = 0
         self._last_finish_s: float | None = None
@@ -63,7 +65,12 @@ class Scheduler:
 
     @property
     def num_waiting(self) -> int:
-        return len(self._waiting)
+        return len(self._waiting) + len(self._restarted)
+
+    @property
+    def started(self) -> tuple[RequestState, ...]:
+        """Requests that run, or that ran before a restart and have not been let in again."""
+        return (*self._restarted, *self._running)
 
     @property
     def max_context(self) -> int:
@@ -72,7 +79,7 @@ class Scheduler:
 
     def room(self) -> int:
         """Requests that the queue still takes."""
-        return max(self._max_waiting - len(self._waiting), 0)
+        return max(self._max_waiting - self.num_waiting, 0)
 
     def check_fits(self, num_prompt_tokens: int, max_tokens: int) -> None:
         """Raises CapacityError for what can never run here."""
@@ -92,7 +99,7 @@ class Scheduler:
             self.check_fits(request.num_prompt_tokens, request.max_tokens)
         if len(requests) > self.room():
             raise OverloadedError(
-                f"{len(self._waiting)} requests wait already, of at most {self._max_waiting}",
+                f"{self.num_waiting} requests wait already, of at most {self._max_waiting}",
                 retry_after_s=self._retry_after_s(len(requests)),
             )
         for request in requests:
@@ -123,14 +130,31 @@ class Scheduler:
         request.num_under_way -= 1
         request.output_token_ids.append(token_id)
 
+    def restart(self, requests: Sequence[RequestState]) -> None:
+        """The ranks lost every slot: all that ran waits again. `requests`, of which no draw may be under way, run
+        first, in this order.
+        """
+        for slot in {request.slot for request in self._running if request.slot is not None}:
+            self.blocks.free(slot)
+        restarted = set(requests)
+        assert restarted.issuperset(self.started)
+        self._running.clear()
+        self._closed.clear()
+        self._free_slots = list(range(self._num_slots))
+        self._waiting = [request for request in self._waiting if request not in restarted]
+        self._restarted = list(requests)
+        for request in requests:
+            request.slot = None
+            request.num_computed = request.num_to_prefill = 0
+
     def finish(self, request: RequestState, now_s: float) -> None:
         """`request` ended or was aborted: frees what it holds. Its draws under way are to be discarded."""
         assert not request.finished, f"request {request.request_id} ends twice"
         request.finished = True
         if request.slot is not None:
             self._release(request)
-        elif request in self._waiting:
-            self._waiting.remove(request)
+        else:
+            self._forget_waiting(request)
         if self._last_finish_s is not None:
             interval_s = now_s - self._last_finish_s
             self._finish_interval_s += _FINISH_WEIGHT * (interval_s - self._finish_interval_s)
@@ -149,9 +173,9 @@ class Scheduler:
                 draft.add_decode(request)
 
     def _admit(self, now_s: float, draft: StepDraft) -> None:
-        if not (self._waiting and self._free_slots and draft.tokens_left and draft.samples_left):
+        if not (self.num_waiting and self._free_slots and draft.tokens_left and draft.samples_left):
             return
-        for request in self._policy.order(self._waiting, now_s):
+        for request in (*self._restarted, *self._policy.order(self._waiting, now_s)):
             if not (self._free_slots and draft.tokens_left and draft.samples_left):
                 return
             # Preempted with a draw under way: its tokens are not all known yet. Nobody overtakes it.
@@ -167,7 +191,7 @@ class Scheduler:
         if self.blocks.blocks_needed(slot, num_positions) + len(self._running) > self.blocks.num_free:
             return False
         heapq.heappop(self._free_slots)
-        self._waiting.remove(request)
+        self._forget_waiting(request)
         self._running.append(request)
         request.slot = slot
         request.num_computed = 0
@@ -175,6 +199,11 @@ class Scheduler:
         draft.open(request)
         draft.blocks += self.blocks.grant(slot, num_positions)
         return True
+
+    def _forget_waiting(self, request: RequestState) -> None:
+        for queue in (self._restarted, self._waiting):
+            if request in queue:
+                queue.remove(request)
 
     def _preempt(self, request: RequestState) -> None:
         self._release(request)

@@ -50,22 +50,37 @@ class FakeExecutor:
         self.steps: list[Step] = []
         self.slots: dict[int, Slot] = {}
         self.max_ahead = 0
-        self.lost: str | None = None
+        self.lost: str | None = None  # for good
+        self.losses: set[tuple[str, int]] = set()  # ("submit" or "collect", the step) at which a rank is lost
+        self.num_recoveries = 0
         self.closed = False
+        self._is_broken = False
+        self._next_step_id = 0
         self._owner_of_block: dict[tuple[int, int], int] = {}
         self._results: deque[StepResult] = deque()
 
     def submit(self, step: Step) -> None:
-        self._check_alive()
-        assert not self.steps or step.step_id == self.steps[-1].step_id + 1
+        assert step.step_id == self._next_step_id
+        self._next_step_id += 1
+        self._check_alive("submit", step.step_id)
         self.steps.append(step)
         # Ranks apply steps in order, so running one at submission shows the same as running it later.
         self._results.append(self._run(step))
         self.max_ahead = max(self.max_ahead, len(self._results))
 
     def collect(self) -> StepResult:
-        self._check_alive()
+        self._check_alive("collect", self._results[0].step_id if self._results else -1)
         return self._results.popleft()
+
+    def recover(self) -> None:
+        """Fresh ranks: no slot is open, no block is held, no result is to come."""
+        assert self._is_broken, "recover comes after a RankLostError"
+        self._check_lost()
+        self._is_broken = False
+        self.num_recoveries += 1
+        self.slots.clear()
+        self._owner_of_block.clear()
+        self._results.clear()
 
     def close(self) -> None:
         self.closed = True
@@ -74,9 +89,17 @@ class FakeExecutor:
     def failure(self) -> RankLostError | None:
         return None if self.lost is None else RankLostError(self.lost)
 
-    def _check_alive(self) -> None:
+    def _check_lost(self) -> None:
         if self.failure is not None:
             raise self.failure
+
+    def _check_alive(self, at: str, step_id: int) -> None:
+        if self.lost is not None or (at, step_id) in self.losses:
+            self.losses.discard((at, step_id))
+            self._is_broken = True
+        self._check_lost()
+        if self._is_broken:
+            raise RankLostError(f"lost at {at} {step_id}")
 
     def _run(self, step: Step) -> StepResult:
         for slot in step.closed:

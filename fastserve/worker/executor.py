@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from fastserve import _C
+from fastserve.config import OnLoss
 from fastserve.distributed.cores import assign_cores, usable_cores
 from fastserve.distributed.device_group import DeviceGroup
+from fastserve.distributed.epoch import GroupModel
 from fastserve.distributed.rank_program import OpenModel, RankSettings, build_rank_program
-from fastserve.distributed.shard_plan import ShardPlan
-from fastserve.errors import GroupError
+from fastserve.distributed.shard_plan import ShardPlan, make_plan
+from fastserve.errors import GroupError, RankLostError
 from fastserve.step import Step, StepResult
 from fastserve.worker.step_codec import StepEncoder, decode_result
 
 WRITE_TIMEOUT_MS = 10_000
 POLL_MS = 200  # how often a waiting collect looks whether the group still lives
+MAX_FUTILE_EPOCHS = 5  # in a row, that ended before they had finished a step
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +31,8 @@ class ExecutorConfig:
     settings: RankSettings
     max_model_len: int
     num_threads: int | None  # of each rank; None: the cores are shared out
+    on_loss: OnLoss = "respawn"
+    heartbeat_s: float = 5.0
 
 
 class MailboxExecutor(ABC):
@@ -44,12 +50,12 @@ class MailboxExecutor(ABC):
         self.max_model_len = config.max_model_len
 
     def submit(self, step: Step) -> None:
-        """Queues one step; raises RankLostError or GroupError if nobody will run it."""
+        """Queues one step. Raises RankLostError if the epoch has ended, GroupError if nobody will run any more."""
         if not self._steps.write(self._encoder.encode(step), WRITE_TIMEOUT_MS):
             raise self._why_not()
 
     def collect(self) -> StepResult:
-        """The oldest step's result; waits for it. Raises RankLostError or GroupError if it will never come."""
+        """The oldest step's result; waits for it. Raises as `submit` does."""
         while True:
             try:
                 message = self._results.read(0, 0, POLL_MS)
@@ -57,6 +63,13 @@ class MailboxExecutor(ABC):
                 raise self._why_not() from None
             if message is not None:
                 return decode_result(message)
+
+    @abstractmethod
+    def recover(self) -> None:
+        """After a RankLostError: waits until ranks without slots are ready, to which nothing was submitted.
+
+        Raises GroupError where there will be none.
+        """
 
     @property
     @abstractmethod
@@ -92,6 +105,9 @@ class LocalExecutor(MailboxExecutor):
     def packed_bytes(self) -> list[int]:
         return [self._rank.packed_bytes]
 
+    def recover(self) -> None:
+        raise self._why_not()
+
     def close(self) -> None:
         self._worker.stop()
 
@@ -105,26 +121,70 @@ class GroupExecutor(MailboxExecutor):
 
     def __init__(self, config: ExecutorConfig) -> None:
         model = config.model
-        cores = assign_cores(usable_cores(), config.plan.num_ranks, config.num_threads)
+        self._model_config = model.config
         self._group = DeviceGroup(
-            model.file.path, config.plan, config.settings, hidden=model.config.hidden, cores=cores
+            GroupModel(
+                path=model.file.path,
+                hidden=model.config.hidden,
+                settings=config.settings,
+                cores=assign_cores(usable_cores(), config.plan.num_ranks, config.num_threads),
+            ),
+            config.plan,
+            on_loss=config.on_loss,
+            heartbeat_s=config.heartbeat_s,
+            plan_for=self._plan_for,
         )
-        super().__init__(config, self._group.steps, self._group.results)
+        self._epoch = self._group.next_epoch(after=0)
+        self._num_futile = 0
+        self._num_submitted = self._num_collected = 0  # in this epoch
+        super().__init__(config, self._epoch.steps, self._epoch.results)
+
+    def submit(self, step: Step) -> None:
+        super().submit(step)
+        self._num_submitted += 1
+
+    def collect(self) -> StepResult:
+        result = super().collect()
+        self._num_collected += 1
+        return result
+
+    def recover(self) -> None:
+        is_futile = self._num_submitted > 0 and self._num_collected == 0
+        self._num_futile = self._num_futile + 1 if is_futile else 0
+        if self._num_futile >= MAX_FUTILE_EPOCHS:
+            raise RankLostError(
+                f"{self._group.last_loss}; {self._num_futile} times in a row before a step was done"
+            )
+        self._epoch = self._group.next_epoch(after=self._epoch.number)
+        self._steps, self._results = self._epoch.steps, self._epoch.results
+        self._encoder = StepEncoder()
+        self._num_submitted = self._num_collected = 0
 
     @property
     def packed_bytes(self) -> list[int]:
-        return self._group.packed_bytes
+        return list(self._epoch.packed_bytes)
 
     @property
     def pids(self) -> list[int]:
-        return self._group.pids
+        """Of the ranks that run; none while a lost one is being replaced."""
+        epoch = self._group.epoch
+        return [process.pid for process in epoch.ranks] if epoch is not None else []
 
     def close(self) -> None:
         self._group.close()
 
     @property
     def failure(self) -> GroupError | None:
-        return self._group.error
+        return self._group.failure
+
+    def _why_not(self) -> GroupError:
+        if self._group.closing:
+            return GroupError("the executor is closed")
+        return self.failure or RankLostError(self._group.last_loss or "the group's epoch has ended")
+
+    def _plan_for(self, devices: Collection[int]) -> ShardPlan:
+        """What a part of the devices would hold."""
+        return make_plan(self._model_config, len(devices))
 
 
 def start_executor(config: ExecutorConfig) -> MailboxExecutor:

@@ -36,11 +36,18 @@ class Executor(Protocol):
         ...
 
     def submit(self, step: Step) -> None:
-        """Queues `step` and returns. Raises RankLostError if the group has ended."""
+        """Queues `step` and returns. Raises RankLostError if a rank was lost, GroupError if all is over."""
         ...
 
     def collect(self) -> StepResult:
         """The oldest result not collected yet; waits for it. Raises RankLostError."""
+        ...
+
+    def recover(self) -> None:
+        """After a RankLostError: waits until ranks without slots are ready, to which nothing was submitted.
+
+        Raises GroupError where there will be none.
+        """
         ...
 
     def close(self) -> None:

@@ -133,4 +133,6 @@ def plan_execution(config: EngineConfig, path: Path) -> ExecutorConfig:
         settings=settings,
         max_model_len=max_model_len,
         num_threads=config.num_threads,
+        on_loss=config.on_loss,
+        heartbeat_s=config.heartbeat_s,
     )
