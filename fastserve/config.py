@@ -45,7 +45,9 @@ class EngineConfig:
     kv_dtype: KvDtype = "auto"
     num_threads: int | None = None  # per device; None: the cores at hand, divided
     on_loss: OnLoss = "respawn"  # a lost rank is replaced, or the others share out what it held
-    heartbeat_s: float = 5.0  # a rank that shows no sign of life for so long is lost: longer than any op lasts
+    heartbeat_s: float = (
+        5.0  # a rank that shows no sign of life for so long is lost: longer than any op lasts
+    )
     offline: bool = False  # never fetch a model
     policy: PolicyName = "fcfs"
     max_waiting: int = 1024  # requests that wait for a slot; more are turned away

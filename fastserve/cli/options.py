@@ -134,7 +134,9 @@ ENGINE = (
     _engine("kv_cache_bytes", _size, "memory for keys and values", shown_default="from free memory"),
     _engine("kv_dtype", _text, "how keys and values are kept", choices=get_args(KvDtype)),
     _engine("num_threads", _integer, "threads of each device", shown_default="the cores at hand, divided"),
-    _engine("on_loss", _text, "a lost rank is replaced, or the others take its share", choices=get_args(OnLoss)),
+    _engine(
+        "on_loss", _text, "a lost rank is replaced, or the others take its share", choices=get_args(OnLoss)
+    ),
     _engine("heartbeat_s", _real, "seconds without a sign of life after which a rank is lost"),
     _engine("offline", _flag, "never fetch a model"),
     _engine("policy", _text, "who runs first", choices=get_args(PolicyName)),

@@ -63,7 +63,6 @@ class DeviceGroup:
         self._failure: RankLostError | None = None
         self._last_loss = ""
         self._lost_devices = LostDevices()
-        self._wake, self._woken = socket.socketpair()
         ranks = [RankProcess(device) for device in range(plan.num_ranks)]
         try:
             self._epoch = self._begin(plan, ranks, 1)
@@ -73,6 +72,7 @@ class DeviceGroup:
         except BaseException:
             _kill(ranks)
             raise
+        self._wake, self._woken = socket.socketpair()
         self._monitor = threading.Thread(target=self._run, name="rank-monitor", daemon=True)
         self._monitor.start()
 

@@ -19,7 +19,9 @@ def replay(scheduler: Scheduler, lost_steps: Iterable[ScheduledStep]) -> list[Re
     for row in (row for scheduled in lost_steps for row in scheduled.rows):
         _take_back(row)
         if not row.request.finished:
-            requests[row.request] = None  # also one whose last draw was under way, which holds no slot any more
+            requests[row.request] = (
+                None  # also one whose last draw was under way, which holds no slot any more
+            )
     shortest_first = sorted(requests, key=lambda request: (request.num_known, request.arrival_idx))
     scheduler.restart(shortest_first)
     return shortest_first

@@ -47,9 +47,11 @@ def fake(engine: Engine) -> FakeExecutor:
     return engine.executor
 
 
-def answers(engine: Engine) -> dict[str, RequestOutput]:
+def answers(
+    engine: Engine, requests: dict[str, tuple[list[int], SamplingParams]] = REQUESTS
+) -> dict[str, RequestOutput]:
     builders = {}
-    for name, (prompt, params) in REQUESTS.items():
+    for name, (prompt, params) in requests.items():
         engine.add_request(name, prompt, params)
         builders[name] = OutputBuilder.start(name, prompt, params.n)
     for _ in range(1000):
@@ -122,9 +124,14 @@ def test_a_request_aborted_while_its_draw_is_lost_stays_ended() -> None:
     assert fake(engine).num_recoveries == 1
 
 
-def test_what_was_preempted_waits_behind_what_ran() -> None:
-    engine = make_engine({("collect", step) for step in range(10, 60, 7)}, num_blocks=8)
-    assert answers(engine) == UNDISTURBED
+def test_what_was_preempted_is_not_forgotten() -> None:
+    growing = {
+        f"r{i}": ([i], SamplingParams(temperature=0, max_tokens=60, ignore_eos=True)) for i in range(5)
+    }
+    engine = make_engine({("collect", step) for step in range(20, 400, 37)}, num_blocks=8)
+    assert answers(engine, growing) == answers(make_engine(set()), growing)
+    assert fake(engine).num_recoveries > 2
+    assert (engine.metrics.registry.get_sample_value("fastserve_num_preemptions_total") or 0) > 0
     assert (engine.metrics.registry.get_sample_value("fastserve_num_preemptions_total") or 0) > 0
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -189,26 +190,54 @@ def test_sigterm_lets_running_requests_finish_and_leaves_nothing_behind(fresh: S
     assert alive == []
 
 
-@pytest.mark.parametrize("busy", [True, False])
-def test_a_killed_rank_ends_the_server_with_one_line_and_no_orphan(fresh: Server, busy: bool) -> None:
-    ranks = fresh.ranks()
-    body = {"prompt": "Once upon a time", "max_tokens": 400, "ignore_eos": True, "stream": True}
+def texts_of(lines: Iterable[str]) -> list[str]:
+    events = [line.removeprefix("data: ") for line in lines]
+    assert events[-1] == "[DONE]"
+    return [json.loads(event)["choices"][0]["text"] for event in events[:-1]]
+
+
+def test_a_killed_rank_is_a_pause_to_clients_and_two_lines_to_the_operator(fresh: Server) -> None:
+    body = {"prompt": "Once upon a time", "max_tokens": 200, "temperature": 0, "ignore_eos": True}
     url = f"{fresh.url}/v1/completions"
-    if busy:
-        with httpx.stream("POST", url, json=body, timeout=60, trust_env=False) as response:
+    answers = []
+    for lose in (False, True):
+        with httpx.stream(
+            "POST", url, json={**body, "stream": True}, timeout=60, trust_env=False
+        ) as response:
             lines = (line for line in response.iter_lines() if line)
-            next(lines)
-            ranks[-1].kill()
-            rest = list(lines)
-        assert rest[-1] == "data: [DONE]"
-        assert json.loads(rest[-2].removeprefix("data: "))["error"]["code"] == "engine_unavailable"
-    else:
-        ranks[-1].kill()
-    _, errors = fresh.process.communicate(timeout=END_TIMEOUT_S)
-    assert fresh.process.returncode == 1
-    lines_of_error = errors.splitlines()
-    assert len(lines_of_error) == 1
-    assert lines_of_error[0].startswith("fastserve: error: rank 1 of 2 was lost")
+            first = next(lines)
+            if lose:
+                fresh.ranks()[-1].kill()
+            answers.append("".join(texts_of([first, *lines])))
+    assert answers[0] == answers[1]
+    assert metric(fresh, "fastserve_recoveries_total") == 1
+    assert metric(fresh, "fastserve_requests_replayed_total") == 1
+    ranks = fresh.ranks()
+    code, errors = fresh.end()
+    assert code == 0
+    lost, whole = errors.splitlines()
+    assert lost == "fastserve: WARNING: rank 1 of 2 was lost (was killed by SIGKILL)"
+    assert whole.startswith("fastserve: WARNING: 2 of 2 ranks run after ")
+    _, alive = psutil.wait_procs(ranks, timeout=5)
+    assert alive == []
+
+
+def test_a_group_that_cannot_go_on_ends_the_server_with_one_line_and_no_orphan(
+    smollm2_path: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "model.gguf"
+    shutil.copy(smollm2_path, path)
+    server = start("--model", str(path))
+    ranks = server.ranks()
+    path.unlink()
+    ranks[-1].kill()
+    _, errors = server.process.communicate(timeout=END_TIMEOUT_S)
+    assert server.process.returncode == 1
+    lost = "rank 1 of 2 was lost (was killed by SIGKILL)"
+    warning, last = errors.splitlines()
+    assert warning == f"fastserve: WARNING: {lost}"
+    assert last.startswith(f"fastserve: error: {lost}, and the group could not go on: ")
+    assert str(path) in last
     _, alive = psutil.wait_procs(ranks, timeout=5)
     assert alive == []
 
