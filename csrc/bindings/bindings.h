@@ -6,6 +6,7 @@
 void bind_weights(pybind11::module_& m);
 void bind_packing(pybind11::module_& m);
 void bind_ring(pybind11::module_& m);
+void bind_collectives(pybind11::module_& m);
 void bind_ops(pybind11::module_& m);
 void bind_mailbox(pybind11::module_& m);
 void bind_program(pybind11::module_& m);

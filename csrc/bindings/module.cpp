@@ -6,6 +6,7 @@ PYBIND11_MODULE(_C, m) {
     bind_weights(m);
     bind_packing(m);
     bind_ring(m);
+    bind_collectives(m);
     bind_ops(m);
     bind_mailbox(m);
     bind_program(m);

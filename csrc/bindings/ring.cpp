@@ -1,7 +1,5 @@
 // Groups of ranks for Python: the shared region, a rank's exchange, the watcher.
 #include <pybind11/stl.h>
-#include <sys/syscall.h>
-#include <unistd.h>
 
 #include <climits>
 #include <memory>
@@ -9,6 +7,7 @@
 #include <vector>
 
 #include "bindings/bindings.h"
+#include "bindings/losses.h"
 #include "ring/exchange.h"
 #include "ring/shared_region.h"
 #include "ring/watcher.h"
@@ -18,30 +17,8 @@ using namespace fastserve;
 
 namespace {
 
-// Raises, in the interpreter's own time, what a signal handler raised while there was no frame to raise it
-// in.
-int raise_pending(void* error) {
-    const std::unique_ptr<py::error_already_set> raised(static_cast<py::error_already_set*>(error));
-    raised->restore();
-    return -1;
-}
-
-// A wait without end, for a peer that never comes, ends by Ctrl-C. Signals are for the main thread alone.
-bool interrupted() {
-    if (syscall(SYS_gettid) != getpid() || !Py_IsInitialized()) return false;
-    const py::gil_scoped_acquire gil;
-    if (PyErr_CheckSignals() == 0) return false;
-    auto raised = std::make_unique<py::error_already_set>();
-    if (Py_AddPendingCall(&raise_pending, raised.get()) == 0) static_cast<void>(raised.release());
-    return true;
-}
-
 void check_outcome(const Exchange& exchange) {
-    if (!exchange.gave_up()) return;
-    if (Py_MakePendingCalls() < 0) throw py::error_already_set();
-    const py::object type = py::module_::import("fastserve.errors").attr("RankLostError");
-    PyErr_SetString(type.ptr(), exchange.region().loss_text().c_str());
-    throw py::error_already_set();
+    if (exchange.gave_up()) raise_loss(exchange.region());
 }
 
 Worker alone() {

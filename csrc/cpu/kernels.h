@@ -16,5 +16,7 @@ void select_rows(const SelectRowsArgs& args, const Worker& worker);
 void all_reduce(const AllReduceArgs& args, const Worker& worker);
 void matmul_all_reduce(const MatmulAllReduceArgs& args, const Worker& worker);
 void sample(const SampleArgs& args, const Worker& worker);
+void reduce(const ReduceArgs& args);
+void copy(const CopyArgs& args);
 
 }  // namespace fastserve::FASTSERVE_ISA_NAMESPACE

@@ -20,6 +20,8 @@ const OpTable table = {
     .all_reduce = all_reduce,
     .matmul_all_reduce = matmul_all_reduce,
     .sample = sample,
+    .reduce = reduce,
+    .copy = copy,
 };
 
 }  // namespace fastserve::FASTSERVE_ISA_NAMESPACE

@@ -12,7 +12,10 @@
 //   reduce_add reduce_max  exp  select_below greater_bits        to_int to_float as_int as_float
 //   load_bf16 store_bf16 load_half to_bf16 from_bf16 from_half   bit_and bit_or bit_xor shift_left<>
 //   shift_right<> dot_u8s7 dot_bf16 low_nibbles high_nibbles                   store_low8 store_low16 abs
-//   begin_u4s7 dot_u4s7 end_u4s7                                               prefetch
+//   begin_u4s7 dot_u4s7 end_u4s7                                stream stream_fence   prefetch
+//
+// stream is store past the caches, to memory aligned to 64; stream_fence orders it before what is stored
+// next.
 //
 // dot_u4s7 is dot_u8s7 for u < 16, at most 17 times between begin_u4s7(sum), which gives a running sum of the
 // ISA's own width, and end_u4s7(sum, running), which gives the sum of it all.

@@ -81,7 +81,7 @@ float* Exchange::partials(const Collective& collective, int rank) const {
 void Exchange::publish(const Collective& collective, int32_t segment) {
     if (published_) [[unlikely]]
         published_(observer_);
-    publish_flag(*region_, rank_, segment, collective.number);
+    publish_flag(region_->slot(rank_), region_->flag(rank_, segment), collective.number);
 }
 
 bool Exchange::ready(const Collective& collective, int rank, int32_t segment) const {
@@ -92,7 +92,7 @@ void Exchange::wait(const Collective& collective, int rank, int32_t segment) {
     using Clock = std::chrono::steady_clock;
     const Waiting waiting{*region_, region_->slot(rank_), collective.crowded, interrupted_};
     const auto start = published_ ? Clock::now() : Clock::time_point();
-    if (!wait_for_flag(waiting, rank, segment, collective.number))
+    if (!wait_for_flag(waiting, region_->slot(rank), region_->flag(rank, segment), collective.number))
         gave_up_.store(true, std::memory_order_release);
     if (published_) [[unlikely]]
         waited_ns_.fetch_add(std::chrono::nanoseconds(Clock::now() - start).count(),

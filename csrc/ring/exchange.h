@@ -67,6 +67,7 @@ class Exchange {
     int rank() const { return rank_; }
     int size() const { return size_; }
     SharedRegion& region() const { return *region_; }
+    const std::shared_ptr<SharedRegion>& shared_region() const { return region_; }
     // True once the epoch was raised (a rank died, the group closes): waits return at once from then on,
     // results are garbage, and the replay loop gives the step up. Kernels throw nothing.
     bool failed() const;

@@ -54,16 +54,14 @@ bool hopeless(const Waiting& waiting, RankSlot& slot, const Flag& flag, uint64_t
 
 }  // namespace
 
-bool wait_for_flag(const Waiting& waiting, int rank, int32_t idx, uint64_t value) {
-    Flag& flag = waiting.region.flag(rank, idx);
+bool wait_for_flag(const Waiting& waiting, RankSlot& publisher, Flag& flag, uint64_t value) {
     if (reached(flag, value)) return true;
-    RankSlot& slot = waiting.region.slot(rank);
     const auto start = Clock::now();
     const auto spin_end = waiting.crowded ? start : start + kSpin;
     long sleep_ns = kFirstSleepNs;
     for (;;) {
         if (reached(flag, value)) return true;
-        if (hopeless(waiting, slot, flag, value)) return reached(flag, value);
+        if (hopeless(waiting, publisher, flag, value)) return reached(flag, value);
         const auto now = Clock::now();
         if (now < spin_end) {
             for (int i = 0; i < kPollsPerClock && !reached(flag, value); ++i) spin_pause();
@@ -73,16 +71,15 @@ bool wait_for_flag(const Waiting& waiting, int rank, int32_t idx, uint64_t value
             if (waiting.interrupted && waiting.interrupted())
                 waiting.region.raise_epoch(Loss::interrupted, getpid());
             waiting.waiter.beats.fetch_add(1, std::memory_order_relaxed);
-            sleep_on(slot, flag, value, sleep_ns);
+            sleep_on(publisher, flag, value, sleep_ns);
             sleep_ns = std::min(2 * sleep_ns, kLongestSleepNs);
         }
     }
 }
 
-void publish_flag(SharedRegion& region, int rank, int32_t idx, uint64_t value) {
-    Flag& flag = region.flag(rank, idx);
+void publish_flag(RankSlot& publisher, Flag& flag, uint64_t value) {
     flag.value.store(value, std::memory_order_release);
-    if (region.slot(rank).sleepers.load(std::memory_order_relaxed) > 0)
+    if (publisher.sleepers.load(std::memory_order_relaxed) > 0)
         syscall(SYS_futex, futex_word(flag), FUTEX_WAKE, INT_MAX, nullptr, nullptr, 0);
 }
 

@@ -20,12 +20,12 @@ struct Waiting {
     bool (*interrupted)();  // may be null; asked while sleeping; true gives up
 };
 
-// Waits until flag `idx` of `rank` reaches `value`. False, with the epoch raised, when it was given up: the
-// epoch was raised, the rank has left, or the wait was interrupted. What has been published is seen even
-// then.
-bool wait_for_flag(const Waiting& waiting, int rank, int32_t idx, uint64_t value);
+// Waits until `flag`, which the rank of `publisher` publishes, reaches `value`. False, with the epoch raised,
+// when it was given up: the epoch was raised, the rank has left, or the wait was interrupted. What has been
+// published is seen even then.
+bool wait_for_flag(const Waiting& waiting, RankSlot& publisher, Flag& flag, uint64_t value);
 
-// Makes flag `idx` of `rank` reach `value` and wakes those who sleep on it.
-void publish_flag(SharedRegion& region, int rank, int32_t idx, uint64_t value);
+// Makes `flag` reach `value` and wakes those who sleep on it; `publisher` is the caller's slot.
+void publish_flag(RankSlot& publisher, Flag& flag, uint64_t value);
 
 }  // namespace fastserve

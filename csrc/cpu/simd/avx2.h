@@ -68,6 +68,13 @@ FASTSERVE_INLINE void store(int32_t* p, VecI a) {
 FASTSERVE_INLINE void store(uint8_t* p, VecI a) {
     store_bytes(p, a);
 }
+FASTSERVE_INLINE void stream(uint8_t* p, VecI a) {
+    _mm256_stream_si256(reinterpret_cast<__m256i*>(p), a.lo);
+    _mm256_stream_si256(reinterpret_cast<__m256i*>(p) + 1, a.hi);
+}
+FASTSERVE_INLINE void stream_fence() {
+    _mm_sfence();
+}
 FASTSERVE_INLINE void store_n(float* p, Vec a, int n) {
     const VecI mask = lanes_below(n);
     _mm256_maskstore_ps(p, mask.lo, a.lo);

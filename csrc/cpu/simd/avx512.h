@@ -61,6 +61,12 @@ FASTSERVE_INLINE void store(int32_t* p, VecI a) {
 FASTSERVE_INLINE void store(uint8_t* p, VecI a) {
     _mm512_storeu_si512(p, a.v);
 }
+FASTSERVE_INLINE void stream(uint8_t* p, VecI a) {
+    _mm512_stream_si512(reinterpret_cast<__m512i*>(p), a.v);
+}
+FASTSERVE_INLINE void stream_fence() {
+    _mm_sfence();
+}
 FASTSERVE_INLINE void store_n(float* p, Vec a, int n) {
     _mm512_mask_storeu_ps(p, lanes_below(n), a.v);
 }

@@ -79,6 +79,10 @@ FASTSERVE_INLINE void store(int32_t* p, VecI a) {
 FASTSERVE_INLINE void store(uint8_t* p, VecI a) {
     __builtin_memcpy(p, &a, sizeof a);
 }
+FASTSERVE_INLINE void stream(uint8_t* p, VecI a) {
+    __builtin_memcpy(p, &a, sizeof a);
+}
+FASTSERVE_INLINE void stream_fence() {}
 FASTSERVE_INLINE void store_n(float* p, Vec a, int n) {
     float lanes[16];
     store(lanes, a);

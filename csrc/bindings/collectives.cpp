@@ -1,0 +1,183 @@
+// Collectives and messages of a rank for Python: addresses and sizes in, nothing of torch.
+#include <pybind11/stl.h>
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "bindings/bindings.h"
+#include "bindings/losses.h"
+#include "ring/collectives.h"
+#include "ring/exchange.h"
+#include "ring/point_to_point.h"
+
+namespace py = pybind11;
+using namespace fastserve;
+
+namespace {
+
+using Address = uintptr_t;
+
+// A rank's place in a group whose region holds peer memory.
+class PeerGroup {
+  public:
+    explicit PeerGroup(std::shared_ptr<Exchange> exchange)
+        : exchange_(std::move(exchange)),
+          memory_(std::make_shared<PeerMemory>(exchange_->shared_region())),
+          collectives_(memory_, exchange_->rank()),
+          mail_(memory_, exchange_->rank()) {
+        collectives_.set_interrupted(&interrupted);
+    }
+
+    int rank() const { return collectives_.rank(); }
+    int size() const { return collectives_.size(); }
+
+    void all_reduce(Address data, int64_t count, int type, int op, bool average) {
+        const Reduction reduction = reduction_of(count, type, op, average);
+        run([&] { return collectives_.all_reduce(memory(data), count, reduction); });
+    }
+    void reduce(Address data, int64_t count, int type, int op, bool average, int root) {
+        check_rank("root", root);
+        const Reduction reduction = reduction_of(count, type, op, average);
+        run([&] { return collectives_.reduce(memory(data), count, reduction, root); });
+    }
+    void reduce_scatter(const std::vector<Address>& in, Address out, int64_t count, int type, int op,
+                        bool average) {
+        const Reduction reduction = reduction_of(count, type, op, average);
+        const std::vector<void*> parts = memories("in", in);
+        run([&] { return collectives_.reduce_scatter(parts.data(), memory(out), count, reduction); });
+    }
+    void all_gather(Address in, const std::vector<Address>& out, int64_t bytes) {
+        check_bytes(bytes);
+        const std::vector<void*> parts = memories("out", out);
+        run([&] { return collectives_.all_gather(memory(in), parts.data(), bytes); });
+    }
+    void gather(Address in, const std::vector<Address>& out, int64_t bytes, int root) {
+        check_rank("root", root);
+        check_bytes(bytes);
+        const std::vector<void*> parts = rank() == root ? memories("out", out) : std::vector<void*>();
+        run([&] { return collectives_.gather(memory(in), parts.data(), bytes, root); });
+    }
+    void scatter(const std::vector<Address>& in, Address out, int64_t bytes, int root) {
+        check_rank("root", root);
+        check_bytes(bytes);
+        const std::vector<void*> parts = rank() == root ? memories("in", in) : std::vector<void*>();
+        run([&] { return collectives_.scatter(parts.data(), memory(out), bytes, root); });
+    }
+    void broadcast(Address data, int64_t bytes, int root) {
+        check_rank("root", root);
+        check_bytes(bytes);
+        run([&] { return collectives_.broadcast(memory(data), bytes, root); });
+    }
+    void all_to_all(const std::vector<Address>& in, const std::vector<int64_t>& in_bytes,
+                    const std::vector<Address>& out, const std::vector<int64_t>& out_bytes) {
+        const std::vector<void*> from = memories("in", in), to = memories("out", out);
+        for (const auto* sizes : {&in_bytes, &out_bytes}) {
+            if (sizes->size() != from.size())
+                throw py::value_error("sizes must be one per rank, got " + std::to_string(sizes->size()));
+            for (const int64_t bytes : *sizes) check_bytes(bytes);
+        }
+        run([&] {
+            return collectives_.all_to_all(from.data(), in_bytes.data(), to.data(), out_bytes.data());
+        });
+    }
+    void barrier() {
+        run([&] { return collectives_.barrier(); });
+    }
+    void send(int to, int64_t tag, Address data, int64_t bytes) {
+        check_peer("to", to);
+        check_bytes(bytes);
+        run([&] { return mail_.send(to, tag, memory(data), bytes); });
+    }
+    void receive(int from, int64_t tag, Address data, int64_t bytes) {
+        check_peer("from", from);
+        check_bytes(bytes);
+        run([&] { return mail_.receive(from, tag, memory(data), bytes); });
+    }
+    bool has_mail(int from) const {
+        check_peer("from", from);
+        return mail_.has_mail(from);
+    }
+
+  private:
+    static void* memory(Address address) { return reinterpret_cast<void*>(address); }
+    std::vector<void*> memories(const char* name, const std::vector<Address>& addresses) const {
+        if (addresses.size() != static_cast<size_t>(size()))
+            throw py::value_error(std::string(name) + " must be one per rank (" + std::to_string(size()) +
+                                  "), got " + std::to_string(addresses.size()));
+        std::vector<void*> pointers;
+        for (const Address address : addresses) pointers.push_back(memory(address));
+        return pointers;
+    }
+    static void check_bytes(int64_t bytes) {
+        if (bytes < 0) throw py::value_error("bytes must be >= 0, got " + std::to_string(bytes));
+    }
+    void check_rank(const char* name, int rank) const {
+        if (rank < 0 || rank >= size())
+            throw py::value_error(std::string(name) + " must be a rank below " + std::to_string(size()) +
+                                  ", got " + std::to_string(rank));
+    }
+    void check_peer(const char* name, int rank) const {
+        check_rank(name, rank);
+        if (rank == this->rank())
+            throw py::value_error(std::string(name) + " must be another rank than this one");
+    }
+    static Reduction reduction_of(int64_t count, int type, int op, bool average) {
+        if (count < 0) throw py::value_error("count must be >= 0, got " + std::to_string(count));
+        if (type < 0 || type > static_cast<int>(DataType::s64))
+            throw py::value_error("no element type has the number " + std::to_string(type));
+        if (op < 0 || op > static_cast<int>(ReduceOp::bit_xor))
+            throw py::value_error("no reduction has the number " + std::to_string(op));
+        const bool is_integer = type >= static_cast<int>(DataType::u8);
+        if (op >= static_cast<int>(ReduceOp::bit_and) && !is_integer)
+            throw py::value_error("bitwise reductions are for integers");
+        return {static_cast<DataType>(type), static_cast<ReduceOp>(op), average};
+    }
+    template <class Call>
+    void run(const Call& call) const {
+        bool is_whole;
+        {
+            const py::gil_scoped_release unlocked;
+            is_whole = call();
+        }
+        if (!is_whole) raise_loss(memory_->region());
+    }
+
+    std::shared_ptr<Exchange> exchange_;  // holds the rank's slot in the region
+    std::shared_ptr<PeerMemory> memory_;
+    Collectives collectives_;
+    PointToPoint mail_;
+};
+
+}  // namespace
+
+void bind_collectives(py::module_& m) {
+    m.def("peer_memory_bytes", &PeerMemory::num_bytes, py::arg("num_ranks"),
+          "Extra bytes of a region that a PeerGroup needs.");
+    m.attr("DATA_TYPES") = py::make_tuple("f32", "f64", "f16", "bf16", "u8", "s8", "s16", "s32", "s64");
+    m.attr("REDUCE_OPS") = py::make_tuple("sum", "product", "min", "max", "bit_and", "bit_or", "bit_xor");
+    py::class_<PeerGroup, std::shared_ptr<PeerGroup>>(
+        m, "PeerGroup", "Collectives on addresses; types and ops are indices of DATA_TYPES and REDUCE_OPS.")
+        .def(py::init<std::shared_ptr<Exchange>>(), py::arg("exchange"))
+        .def_property_readonly("rank", &PeerGroup::rank)
+        .def_property_readonly("size", &PeerGroup::size)
+        .def("all_reduce", &PeerGroup::all_reduce, py::arg("data"), py::arg("count"), py::arg("type"),
+             py::arg("op"), py::arg("average"))
+        .def("reduce", &PeerGroup::reduce, py::arg("data"), py::arg("count"), py::arg("type"), py::arg("op"),
+             py::arg("average"), py::arg("root"))
+        .def("reduce_scatter", &PeerGroup::reduce_scatter, py::arg("parts"), py::arg("out"), py::arg("count"),
+             py::arg("type"), py::arg("op"), py::arg("average"))
+        .def("all_gather", &PeerGroup::all_gather, py::arg("part"), py::arg("out"), py::arg("num_bytes"))
+        .def("gather", &PeerGroup::gather, py::arg("part"), py::arg("out"), py::arg("num_bytes"),
+             py::arg("root"))
+        .def("scatter", &PeerGroup::scatter, py::arg("parts"), py::arg("out"), py::arg("num_bytes"),
+             py::arg("root"))
+        .def("broadcast", &PeerGroup::broadcast, py::arg("data"), py::arg("num_bytes"), py::arg("root"))
+        .def("all_to_all", &PeerGroup::all_to_all, py::arg("parts"), py::arg("part_bytes"), py::arg("out"),
+             py::arg("out_bytes"))
+        .def("barrier", &PeerGroup::barrier)
+        .def("send", &PeerGroup::send, py::arg("to"), py::arg("tag"), py::arg("data"), py::arg("num_bytes"))
+        .def("receive", &PeerGroup::receive, py::arg("source"), py::arg("tag"), py::arg("data"),
+             py::arg("num_bytes"))
+        .def("has_mail", &PeerGroup::has_mail, py::arg("source"));
+}

@@ -1,0 +1,120 @@
+// Collectives on buffers of any type and size, as torch.distributed knows them, over PeerMemory.
+//
+// (exchange.h is the other half of the rings: matrices of fp32 partial sums, computed by a team of threads
+// while they are exchanged. Here one thread brings finished buffers of its own memory.)
+//
+// Words. A buffer goes in *slices* of at most a slot per chunk. A slice is cut into R *chunks*, one per rank;
+// chunk c is reduced in the order of ranks c + 1, c + 2, ..., c (modulo R), by whoever reduces it:
+// - one-shot: every rank pushes its slice to all others and reduces it whole. One wait.
+// - two-shot: every rank pushes chunk c to rank c alone, reduces its own, and pushes the result to all. Two
+//   waits, 2 (R - 1) / R of the buffer written instead of R - 1 times.
+// An element's chunk depends on its place, the buffer's length and R alone, so both give the same bits.
+//
+// Numbers. All ranks count slices alike, from 1. Slice s uses half s % 2 of the areas, so slot (area, half)
+// of a peer is filled again at s + 2. Who fills it must know that the peer has read what it held. A flag of
+// number t from that peer says so for all collectives before the one that t belongs to: a rank begins a
+// collective when it has finished the last one. Inside a collective of many slices each algorithm says what
+// else a flag proves
+// (`proven`). Where nothing proves it - roots that push to ranks which have nothing to answer - the peer's
+// `done` flag does, which every rank raises after each collective.
+//
+// Loss. Every wait polls the region's epoch; once raised, collectives return at once and false, results
+// garbage.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "ops.h"
+#include "ring/peer_memory.h"
+
+namespace fastserve {
+
+// What is reduced how.
+struct Reduction {
+    DataType type;
+    ReduceOp op;
+    bool average;
+};
+
+// Used by one thread at a time; every rank calls the same collectives in the same order with equal sizes. All
+// return false once the epoch was raised.
+class Collectives {
+  public:
+    // The rank must have its slot in the region (an Exchange).
+    Collectives(std::shared_ptr<PeerMemory> memory, int rank);
+    Collectives(const Collectives&) = delete;
+    Collectives& operator=(const Collectives&) = delete;
+
+    int rank() const { return rank_; }
+    int size() const { return size_; }
+    PeerMemory& memory() const { return *memory_; }
+    void set_interrupted(bool (*interrupted)()) { interrupted_ = interrupted; }
+
+    // data [count], in place.
+    bool all_reduce(void* data, int64_t count, const Reduction& reduction);
+    // data [count]; the result is root's, the others' data stays.
+    bool reduce(void* data, int64_t count, const Reduction& reduction, int root);
+    // in [R][count], out [count]: chunk r of the sum. `out` may lie in `in` at this rank's place.
+    bool reduce_scatter(const void* const* in, void* out, int64_t count, const Reduction& reduction);
+    // in [bytes], out [R][bytes].
+    bool all_gather(const void* in, void* const* out, int64_t bytes);
+    bool gather(const void* in, void* const* out, int64_t bytes, int root);
+    bool scatter(const void* const* in, void* out, int64_t bytes, int root);
+    bool broadcast(void* data, int64_t bytes, int root);
+    // in[r] [in_bytes[r]] goes to rank r, out[r] [out_bytes[r]] comes from it.
+    bool all_to_all(const void* const* in, const int64_t* in_bytes, void* const* out,
+                    const int64_t* out_bytes);
+    bool barrier();
+
+    static constexpr int64_t kOneShotBytes = 8 * 1024;  // bytes pushed, above which two-shot is faster
+
+  private:
+    struct Span {
+        int64_t begin, end;  // elements of a slice
+        int64_t size() const { return end - begin; }
+    };
+    Span chunk(int64_t count, int c) const;
+    int64_t slice_elements(int64_t element_bytes) const;  // of one slot
+
+    bool all_reduce_one_shot(uint8_t* data, int64_t count, const Reduction& reduction);
+    bool all_reduce_two_shot(uint8_t* data, int64_t count, const Reduction& reduction);
+    // Of chunk c of `mine`, with what has arrived from the others at `offset` of their slots.
+    void reduce_chunk(const uint8_t* mine, int64_t count, int c, int64_t offset, const Reduction& reduction,
+                      void* out, uint64_t number) const;
+    // What root sends everyone (data_of) or everyone sends root, slice by slice.
+    template <class DataOf>
+    bool from_root(int64_t bytes, int root, const DataOf& data_of, void* out);
+    template <class Take>
+    bool to_root(const void* data, int64_t bytes, int64_t slice_bytes, int root, const Take& take);
+
+    void begin() { before_ = number_; }
+    bool end();
+    // Fills the slot and raises the flag; bytes 0 raises the flag alone.
+    void push(Area area, int to, uint64_t number, const void* data, int64_t bytes);
+    uint8_t* fillable(Area area, int to, uint64_t number);  // the slot, once its reader is known to be done
+    void copy_out(void* to, const void* from, int64_t bytes);
+    void raise(Area area, int to, uint64_t number);
+    void wait(Area area, int from, uint64_t number);
+    const uint8_t* arrived(Area area, int from, uint64_t number) const {
+        return memory_->slot(rank_, area, static_cast<int>(number % 2), from);
+    }
+    void proven(Area area, int rank, uint64_t number);
+    int next(int rank) const { return rank + 1 < size_ ? rank + 1 : 0; }
+
+    std::shared_ptr<PeerMemory> memory_;
+    int rank_, size_;
+    bool crowded_;
+    bool (*interrupted_)() = nullptr;
+    bool lost_ = false;
+    bool streams_ = false;  // stores past the caches are the faster ones now
+    uint32_t num_pushes_ = 0;
+    uint64_t number_ = 0;  // of the last slice begun
+    uint64_t before_ = 0;  // of the last slice of the last collective
+    // [area][rank]: the last number of which it is known that the rank has read our slot; [area][rank][half]:
+    // for which it was filled.
+    std::vector<uint64_t> read_, filled_;
+};
+
+}  // namespace fastserve

@@ -1,0 +1,54 @@
+// What the ranks of a group write to each other: an inbox per rank, in the shared region's extra bytes.
+//
+// An inbox has two *areas* (scatter: parts that its owner is to reduce; gather: what is finished), each of
+// two halves, each of a slot per sender. Only that sender writes its slot, and raises its flag in the area to
+// the number of the collective once the slot is filled. So data goes straight into the memory of who needs
+// it, and nobody reads memory of others but his own inbox.
+//
+//   [num_ranks] { done flag; flags [2 areas][num_ranks]; heads, tails [num_ranks]; }
+//   [num_ranks] { slots [2 areas][2 halves][num_ranks][slot_bytes]; mail [num_ranks][mail_bytes] }
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+
+#include "ring/shared_region.h"
+
+namespace fastserve {
+
+enum class Area : int32_t { scatter, gather };
+
+class PeerMemory {
+  public:
+    static constexpr size_t kMailBytes = 128 * 1024;  // of a pair of ranks, one way
+
+    static size_t slot_bytes(int num_ranks);
+    // Of the region's extra bytes.
+    static size_t num_bytes(int num_ranks);
+
+    // Throws std::invalid_argument where the region's extra bytes are not num_bytes().
+    PeerMemory(std::shared_ptr<SharedRegion> region);
+
+    SharedRegion& region() const { return *region_; }
+    int size() const { return size_; }
+    size_t slot_bytes() const { return slot_bytes_; }
+    uint8_t* slot(int owner, Area area, int half, int sender) const;
+    Flag& flag(int owner, Area area, int sender) const;
+    Flag& done(int rank) const;  // the last collective that the rank has finished
+    // Mail from `sender` to `owner`: bytes written and bytes read, ever.
+    uint8_t* mail(int owner, int sender) const;
+    Flag& head(int owner, int sender) const;
+    Flag& tail(int owner, int sender) const;
+
+  private:
+    Flag* flags(int owner) const;
+    uint8_t* inbox(int owner) const;
+
+    std::shared_ptr<SharedRegion> region_;
+    int size_;
+    size_t slot_bytes_, inbox_bytes_, flags_bytes_;
+    uint8_t* memory_;
+};
+
+}  // namespace fastserve

@@ -1,0 +1,50 @@
+// Messages from one rank to another, in order, through the mail ring of the pair (peer_memory.h).
+//
+// A message is its tag and length, then its bytes; a long one streams through while it is read. Sends to
+// different ranks, and receives from different ranks, may run at once, each pair and direction on one thread
+// at a time.
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "ring/peer_memory.h"
+
+namespace fastserve {
+
+class PointToPoint {
+  public:
+    PointToPoint(std::shared_ptr<PeerMemory> memory, int rank);
+    PointToPoint(const PointToPoint&) = delete;
+    PointToPoint& operator=(const PointToPoint&) = delete;
+
+    // False once the epoch was raised.
+    bool send(int to, int64_t tag, const void* data, int64_t bytes);
+    // The next message with that tag, which must have that length: throws std::length_error naming both.
+    // Messages with other tags are kept for later receives.
+    bool receive(int from, int64_t tag, void* data, int64_t bytes);
+    // Whether a message (of any tag) has come that no receive has taken.
+    bool has_mail(int from) const;
+
+  private:
+    struct Header {
+        int64_t tag, bytes;
+    };
+    struct Kept {
+        int64_t tag;
+        std::vector<uint8_t> data;
+    };
+    bool write(int to, const void* data, int64_t bytes);
+    bool read(int from, void* data, int64_t bytes);
+    bool wait(int peer, Flag& flag, uint64_t value);
+
+    std::shared_ptr<PeerMemory> memory_;
+    int rank_;
+    std::vector<uint64_t> sent_, received_;  // bytes, per peer
+    std::vector<std::deque<Kept>> kept_;     // per sender
+};
+
+}  // namespace fastserve

@@ -1,0 +1,383 @@
+// Collectives give what a loop over the ranks' buffers gives: any type, size, number of ranks and order of
+// calls.
+#include <cmath>
+#include <cstring>
+#include <vector>
+
+#include "check.h"
+#include "ranks.h"
+#include "ring/collectives.h"
+#include "ring/point_to_point.h"
+
+using namespace fastserve;
+
+namespace {
+
+struct Peers {
+    explicit Peers(Exchange& exchange)
+        : memory(std::make_shared<PeerMemory>(exchange.shared_region())),
+          collectives(memory, exchange.rank()),
+          mail(memory, exchange.rank()) {}
+    std::shared_ptr<PeerMemory> memory;
+    Collectives collectives;
+    PointToPoint mail;
+};
+
+using PeerBody = std::function<void(Peers&)>;
+
+void run_peers(int num_ranks, const PeerBody& body) {
+    run_ranks(SharedRegion::create(num_ranks, 1, PeerMemory::num_bytes(num_ranks)), [&](Exchange& exchange) {
+        Peers peers(exchange);
+        body(peers);
+        CHECK(!exchange.failed());
+    });
+}
+
+constexpr Reduction kSum{DataType::f32, ReduceOp::sum, false};
+
+uint32_t hash(int rank, int salt, int64_t i) {
+    uint32_t h = static_cast<uint32_t>(i) * 2654435761u + static_cast<uint32_t>(rank * 97 + salt) * 40503u;
+    h ^= h >> 15;
+    h *= 2246822519u;
+    return h ^ h >> 13;
+}
+
+// Values whose sum depends on the order of the additions.
+std::vector<float> floats(int rank, int salt, int64_t count) {
+    std::vector<float> values(static_cast<size_t>(count));
+    for (int64_t i = 0; i < count; ++i) {
+        const uint32_t h = hash(rank, salt, i);
+        values[static_cast<size_t>(i)] =
+            (static_cast<float>(h & 0xffff) - 32768.0f) / static_cast<float>(1 + (h >> 16 & 0x3ff));
+    }
+    return values;
+}
+
+bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
+    return a.size() == b.size() &&
+           (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0);
+}
+
+bool is_sum(const std::vector<float>& got, int num_ranks, int salt) {
+    std::vector<double> exact(got.size()), magnitude(got.size());
+    for (int rank = 0; rank < num_ranks; ++rank) {
+        const std::vector<float> part = floats(rank, salt, static_cast<int64_t>(got.size()));
+        for (size_t i = 0; i < got.size(); ++i) {
+            exact[i] += static_cast<double>(part[i]);
+            magnitude[i] += std::fabs(static_cast<double>(part[i]));
+        }
+    }
+    for (size_t i = 0; i < got.size(); ++i)
+        if (std::fabs(static_cast<double>(got[i]) - exact[i]) > 1e-6 * magnitude[i]) return false;
+    return true;
+}
+
+// Below and above one-shot's limit, below a slice, several slices, not a multiple of anything.
+constexpr int64_t kCounts[] = {1, 7, 64, 1000, 2048, 5003, 70'001, 600'011};
+
+// All ranks have these bits: rank 0's are sent round.
+void check_everywhere(Peers& peers, const std::vector<float>& mine) {
+    std::vector<float> first = mine;
+    CHECK(peers.collectives.broadcast(first.data(), static_cast<int64_t>(first.size() * sizeof(float)), 0));
+    CHECK(same_bits(first, mine));
+}
+
+void test_all_reduce_gives_all_ranks_the_same_sum() {
+    for (const int num_ranks : {1, 2, 3, 4, 7, 16}) {
+        run_peers(num_ranks, [](Peers& peers) {
+            Collectives& c = peers.collectives;
+            for (const int64_t count : kCounts) {
+                if (c.size() > 7 && count > 100'000) continue;
+                const int salt = static_cast<int>(count % 101);
+                std::vector<float> data = floats(c.rank(), salt, count);
+                CHECK(c.all_reduce(data.data(), count, kSum));
+                CHECK(is_sum(data, c.size(), salt));
+                check_everywhere(peers, data);
+                // reduce adds in the same order where the whole buffer is one slice
+                std::vector<float> again = floats(c.rank(), salt, count);
+                CHECK(c.reduce(again.data(), count, kSum, c.size() - 1));
+                if (c.rank() == c.size() - 1) CHECK(is_sum(again, c.size(), salt));
+            }
+        });
+    }
+}
+
+template <class T>
+void check_integers(Collectives& c, DataType type) {
+    for (const int64_t count : {int64_t{3}, int64_t{200'003}}) {
+        for (const ReduceOp op : {ReduceOp::sum, ReduceOp::product, ReduceOp::min, ReduceOp::max,
+                                  ReduceOp::bit_and, ReduceOp::bit_or, ReduceOp::bit_xor}) {
+            std::vector<T> data(static_cast<size_t>(count)), expected(static_cast<size_t>(count));
+            for (int64_t i = 0; i < count; ++i) {
+                for (int rank = 0; rank < c.size(); ++rank) {
+                    const T x = static_cast<T>(hash(rank, static_cast<int>(op), i));
+                    T& e = expected[static_cast<size_t>(i)];
+                    if (rank == c.rank()) data[static_cast<size_t>(i)] = x;
+                    const uint64_t a = static_cast<uint64_t>(e), b = static_cast<uint64_t>(x);
+                    switch (rank == 0 ? ReduceOp::bit_or : op) {
+                        case ReduceOp::sum:
+                            e = static_cast<T>(a + b);
+                            break;
+                        case ReduceOp::product:
+                            e = static_cast<T>(a * b);
+                            break;
+                        case ReduceOp::min:
+                            e = std::min(e, x);
+                            break;
+                        case ReduceOp::max:
+                            e = std::max(e, x);
+                            break;
+                        case ReduceOp::bit_and:
+                            e = static_cast<T>(a & b);
+                            break;
+                        case ReduceOp::bit_or:
+                            e = static_cast<T>(a | b);
+                            break;
+                        case ReduceOp::bit_xor:
+                            e = static_cast<T>(a ^ b);
+                            break;
+                    }
+                }
+            }
+            CHECK(c.all_reduce(data.data(), count, {type, op, false}));
+            CHECK(data == expected);
+        }
+    }
+}
+
+void test_integers_of_every_size_and_op() {
+    run_peers(3, [](Peers& peers) {
+        check_integers<uint8_t>(peers.collectives, DataType::u8);
+        check_integers<int8_t>(peers.collectives, DataType::s8);
+        check_integers<int16_t>(peers.collectives, DataType::s16);
+        check_integers<int32_t>(peers.collectives, DataType::s32);
+        check_integers<int64_t>(peers.collectives, DataType::s64);
+    });
+}
+
+void test_sixteen_bit_floats_are_rounded_once() {
+    run_peers(4, [](Peers& peers) {
+        // 256 + 3 * 0.5: in bf16 each half alone is lost against 256, all together are not.
+        const uint16_t big = 0x4380, half = 0x3f00;
+        std::vector<uint16_t> data(5000, peers.collectives.rank() == 0 ? big : half);
+        CHECK(peers.collectives.all_reduce(data.data(), 5000, {DataType::bf16, ReduceOp::sum, false}));
+        for (const uint16_t value : data) CHECK(value == 0x4381);  // 257.5 in fp32, rounded once to 258
+    });
+}
+
+void test_average_divides() {
+    run_peers(3, [](Peers& peers) {
+        std::vector<double> data(1000, 1.0 + peers.collectives.rank());
+        CHECK(peers.collectives.all_reduce(data.data(), 1000, {DataType::f64, ReduceOp::sum, true}));
+        for (const double value : data) CHECK(value == 2.0);
+    });
+}
+
+std::vector<void*> rows(std::vector<float>& matrix, int num_rows) {
+    std::vector<void*> pointers;
+    for (int r = 0; r < num_rows; ++r)
+        pointers.push_back(matrix.data() +
+                           static_cast<size_t>(r) * (matrix.size() / static_cast<size_t>(num_rows)));
+    return pointers;
+}
+
+void check_moves(Collectives& c, int64_t count, int salt) {
+    const int64_t bytes = count * 4;
+    const size_t total = static_cast<size_t>(count * c.size());
+    const std::vector<float> mine = floats(c.rank(), salt, count);
+    const int root = salt % c.size();
+
+    std::vector<float> all(total), expected;
+    for (int r = 0; r < c.size(); ++r) {
+        const std::vector<float> part = floats(r, salt, count);
+        expected.insert(expected.end(), part.begin(), part.end());
+    }
+    CHECK(c.all_gather(mine.data(), rows(all, c.size()).data(), bytes));
+    CHECK(same_bits(all, expected));
+
+    std::fill(all.begin(), all.end(), 0.0f);
+    CHECK(c.gather(mine.data(), rows(all, c.size()).data(), bytes, root));
+    if (c.rank() == root) CHECK(same_bits(all, expected));
+
+    std::vector<float> one(static_cast<size_t>(count));
+    CHECK(c.scatter(rows(expected, c.size()).data(), one.data(), bytes, root));
+    CHECK(same_bits(one, mine));
+
+    // Row r of the matrix of rank q goes to row q of that of rank r.
+    std::vector<float> out(total), crossed, wanted;
+    for (int r = 0; r < c.size(); ++r) {
+        const std::vector<float> to = floats(c.rank() * 64 + r, salt, count),
+                                 from = floats(r * 64 + c.rank(), salt, count);
+        crossed.insert(crossed.end(), to.begin(), to.end());
+        wanted.insert(wanted.end(), from.begin(), from.end());
+    }
+    const std::vector<int64_t> sizes(static_cast<size_t>(c.size()), bytes);
+    CHECK(
+        c.all_to_all(rows(crossed, c.size()).data(), sizes.data(), rows(out, c.size()).data(), sizes.data()));
+    CHECK(same_bits(out, wanted));
+
+    std::vector<float> summed(static_cast<size_t>(count)), parts = crossed;
+    CHECK(c.reduce_scatter(rows(parts, c.size()).data(), summed.data(), count, kSum));
+    for (size_t i = 0; i < summed.size(); ++i) {
+        double exact = 0, magnitude = 0;
+        for (int r = 0; r < c.size(); ++r) {
+            const double x = static_cast<double>(wanted[static_cast<size_t>(r) * summed.size() + i]);
+            exact += x;
+            magnitude += std::fabs(x);
+        }
+        CHECK(std::fabs(static_cast<double>(summed[i]) - exact) <= 1e-6 * magnitude);
+    }
+}
+
+void test_what_is_moved_arrives_where_it_should() {
+    for (const int num_ranks : {1, 2, 3, 5}) {
+        run_peers(num_ranks, [](Peers& peers) {
+            int salt = 0;
+            for (const int64_t count : {1, 1000, 150'000}) check_moves(peers.collectives, count, ++salt);
+        });
+    }
+}
+
+void test_uneven_parts_cross() {
+    run_peers(3, [](Peers& peers) {
+        Collectives& c = peers.collectives;
+        std::vector<std::vector<uint8_t>> in, out;
+        std::vector<const void*> from;
+        std::vector<void*> to;
+        std::vector<int64_t> in_bytes, out_bytes;
+        const auto length = [](int sender, int receiver) { return int64_t{300'000} * sender + receiver; };
+        for (int r = 0; r < c.size(); ++r) {
+            in_bytes.push_back(length(c.rank(), r));
+            out_bytes.push_back(length(r, c.rank()));
+            in.emplace_back(static_cast<size_t>(in_bytes.back()), static_cast<uint8_t>(10 * c.rank() + r));
+            out.emplace_back(static_cast<size_t>(out_bytes.back()));
+        }
+        for (int r = 0; r < c.size(); ++r) {
+            from.push_back(in[static_cast<size_t>(r)].data());
+            to.push_back(out[static_cast<size_t>(r)].data());
+        }
+        CHECK(c.all_to_all(from.data(), in_bytes.data(), to.data(), out_bytes.data()));
+        for (int r = 0; r < c.size(); ++r)
+            for (const uint8_t byte : out[static_cast<size_t>(r)]) CHECK(byte == 10 * r + c.rank());
+    });
+}
+
+// Roots that run ahead, collectives that need no answer, one after the other without a barrier.
+void test_any_mixture_back_to_back() {
+    for (const int num_ranks : {2, 3, 4}) {
+        run_peers(num_ranks, [](Peers& peers) {
+            Collectives& c = peers.collectives;
+            uint32_t random = 1;
+            for (int round = 0; round < 400; ++round) {
+                random = random * 1664525u + 1013904223u;
+                const int root = static_cast<int>(random >> 8) % c.size();
+                const int64_t count = random >> 12 & 1 ? 40'000 + (random >> 20) : 1 + (random >> 24);
+                std::vector<float> data = floats(c.rank(), round, count);
+                switch (random >> 28) {
+                    case 0:
+                    case 1:
+                    case 2:
+                    case 3:
+                        CHECK(c.all_reduce(data.data(), count, kSum));
+                        CHECK(is_sum(data, c.size(), round));
+                        break;
+                    case 4:
+                    case 5:
+                    case 6:
+                    case 7:
+                        CHECK(c.broadcast(data.data(), count * 4, root));
+                        CHECK(same_bits(data, floats(root, round, count)));
+                        break;
+                    case 8:
+                    case 9:
+                        CHECK(c.reduce(data.data(), count, kSum, root));
+                        if (c.rank() == root) CHECK(is_sum(data, c.size(), round));
+                        break;
+                    case 10:
+                        CHECK(c.barrier());
+                        break;
+                    default:
+                        check_moves(c, count, round);
+                }
+            }
+        });
+    }
+}
+
+void test_messages_come_in_order_and_by_tag() {
+    run_peers(3, [](Peers& peers) {
+        PointToPoint& mail = peers.mail;
+        const int rank = peers.collectives.rank();
+        const int64_t long_count = 100'000;  // longer than the mail ring
+        if (rank > 0) {
+            for (int i = 0; i < 50; ++i) {
+                const std::vector<float> data = floats(rank, i, 10 + i);
+                CHECK(mail.send(0, i % 3, data.data(), static_cast<int64_t>(data.size() * 4)));
+            }
+            CHECK(mail.send(0, 9, floats(rank, 99, long_count).data(), long_count * 4));
+        } else {
+            for (const int tag : {2, 0, 1})
+                for (int i = tag; i < 50; i += 3)
+                    for (const int from : {1, 2}) {
+                        std::vector<float> data(static_cast<size_t>(10 + i));
+                        CHECK(mail.receive(from, tag, data.data(), static_cast<int64_t>(data.size() * 4)));
+                        CHECK(same_bits(data, floats(from, i, 10 + i)));
+                    }
+            for (const int from : {2, 1}) {
+                std::vector<float> data(static_cast<size_t>(long_count));
+                CHECK(mail.receive(from, 9, data.data(), long_count * 4));
+                CHECK(same_bits(data, floats(from, 99, long_count)));
+                CHECK(!mail.has_mail(from));
+            }
+        }
+        CHECK(peers.collectives.barrier());
+    });
+}
+
+void test_a_message_of_another_length_is_refused() {
+    run_peers(2, [](Peers& peers) {
+        float data[4] = {1, 2, 3, 4};
+        if (peers.collectives.rank() == 1) {
+            CHECK(peers.mail.send(0, 5, data, 16));
+        } else {
+            bool refused = false;
+            try {
+                peers.mail.receive(1, 5, data, 8);
+            } catch (const std::length_error& error) {
+                refused = std::string(error.what()).find("8 bytes got a message of 16") != std::string::npos;
+            }
+            CHECK(refused);
+        }
+        CHECK(peers.collectives.barrier());
+    });
+}
+
+void test_a_raised_epoch_ends_every_wait() {
+    run_ranks(SharedRegion::create(2, 1, PeerMemory::num_bytes(2)), [](Exchange& exchange) {
+        Peers peers(exchange);
+        if (exchange.rank() == 0) {
+            std::vector<float> data(100'000);
+            CHECK(!peers.collectives.all_reduce(data.data(), 100'000, kSum));
+            CHECK(!peers.collectives.broadcast(data.data(), 16, 1));
+            CHECK(!peers.mail.receive(1, 0, data.data(), 4));
+        } else {
+            exchange.raise_epoch();
+        }
+    });
+}
+
+}  // namespace
+
+int main() {
+    test_all_reduce_gives_all_ranks_the_same_sum();
+    test_integers_of_every_size_and_op();
+    test_sixteen_bit_floats_are_rounded_once();
+    test_average_divides();
+    test_what_is_moved_arrives_where_it_should();
+    test_uneven_parts_cross();
+    test_any_mixture_back_to_back();
+    test_messages_come_in_order_and_by_tag();
+    test_a_message_of_another_length_is_refused();
+    test_a_raised_epoch_ends_every_wait();
+    return failures() == 0 ? 0 : 1;
+}
