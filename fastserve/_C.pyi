@@ -159,7 +159,6 @@ class WorkerThread:
 def run_worker_loop(
     program: Program, cores: Sequence[int], steps: Mailbox, reader: int, results: Mailbox | None
 ) -> str: ...
-
 def peer_memory_bytes(num_ranks: int) -> int: ...
 
 DATA_TYPES: tuple[str, ...]

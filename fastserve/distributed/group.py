@@ -41,7 +41,7 @@ class TorchTensor(Protocol):
 
 
 class Group:
-    """One rank's view of its group; `exchange` is what ops take.
+    """One rank's view of its group; `exchange` is what the fused ops take, `peers` moves and reduces buffers.
 
     Every rank calls the same collectives in the same order, one at a time.
     """
@@ -49,33 +49,28 @@ class Group:
     def __init__(self, rank: int, region: _C.SharedRegion, exchange: _C.Exchange, watched: list[int]) -> None:
         self.rank = rank
         self.size = region.num_ranks
+        self.region = region
         self.exchange = exchange
-        self._floats = exchange.gather_capacity // 4
+        self.peers = _C.PeerGroup(exchange)
         self._watcher = _C.Watcher(watched, region)
         # Also at exit: a process that ends in good order is no loss to the others.
         self._leave = weakref.finalize(self, _leave, exchange, self._watcher)
 
     def all_reduce(self, tensor: TorchTensor) -> None:
-        """Sums a contiguous fp32 CPU tensor over the ranks, in place: the same bits on all of them.
+        """Sums a contiguous CPU tensor over the ranks, in place: the same bits on all of them.
 
-        Raises ValueError for another kind of tensor, RankLostError when a rank is gone.
+        fp32, fp64, fp16, bf16 (both summed in fp32 and rounded once) or integers. Raises ValueError for another
+        kind of tensor, RankLostError when a rank is gone.
         """
         if not self._leave.alive:
             raise GroupError("the group is closed")
-        address, rows, columns = _matrix(tensor)
-        if columns <= self._floats:
-            self.exchange.all_reduce(address, rows, columns)
-            return
-        # A row that does not fit the buffers: the order of the elements is all that a sum needs.
-        for begin in range(0, rows * columns, self._floats):
-            length = min(self._floats, rows * columns - begin)
-            self.exchange.all_reduce(address + 4 * begin, 1, length)
+        self.peers.all_reduce(*_buffer(tensor), _SUM, False)
 
     def barrier(self) -> None:
         """Returns when every rank has come here. Raises RankLostError when one is gone."""
         if not self._leave.alive:
             raise GroupError("the group is closed")
-        self.exchange.barrier()
+        self.peers.barrier()
 
     def close(self) -> None:
         """Leaves the group; a rank that still waits for this one gets a RankLostError. Idempotent."""
@@ -95,25 +90,46 @@ def _leave(exchange: _C.Exchange, watcher: _C.Watcher) -> None:
     watcher.close()
 
 
-def _matrix(tensor: TorchTensor) -> tuple[int, int, int]:
-    """(address, rows, columns) of a tensor seen as a matrix."""
+_SUM = _C.REDUCE_OPS.index("sum")
+_TYPES = {
+    f"torch.{name}": _C.DATA_TYPES.index(code)
+    for name, code in {
+        "float32": "f32",
+        "float64": "f64",
+        "float16": "f16",
+        "bfloat16": "bf16",
+        "uint8": "u8",
+        "int8": "s8",
+        "int16": "s16",
+        "int32": "s32",
+        "int64": "s64",
+    }.items()
+}
+
+
+def _buffer(tensor: TorchTensor) -> tuple[int, int, int]:
+    """(address, elements, type) of a tensor."""
     if getattr(tensor, "data_ptr", None) is None:  # isinstance of a Protocol takes 7 us
         raise ValueError(f"tensor must be a torch tensor, got {type(tensor).__name__}")
     dtype, device = str(getattr(tensor, "dtype", "")), str(getattr(tensor, "device", "cpu"))
-    if dtype != "torch.float32" or device != "cpu" or not tensor.is_contiguous():
-        raise ValueError(f"tensor must be contiguous float32 on the CPU, got {dtype} on {device}")
-    columns = tensor.shape[-1] if tensor.shape else 1
-    return tensor.data_ptr(), math.prod(tensor.shape[:-1]) if columns else 0, max(columns, 1)
+    code = _TYPES.get(dtype)
+    if code is None or device != "cpu" or not tensor.is_contiguous():
+        raise ValueError(f"tensor must be contiguous numbers on the CPU, got {dtype} on {device}")
+    return tensor.data_ptr(), math.prod(tensor.shape), code
 
 
 def init_group(*, symmetric_bytes: int = SYMMETRIC_BYTES, timeout_s: float = TIMEOUT_S) -> Group:
     """Makes the group of all processes of this torchrun; every one of them calls it.
 
-    symmetric_bytes  what one collective can hold per rank; rank 0's counts. Larger matrices go in slices.
+    symmetric_bytes  what one fused op can hold per rank; rank 0's counts. Larger matrices go in slices.
     Raises GroupError if torchrun's variables are missing, the run spans several hosts, or a rank does not
     come within timeout_s.
     """
-    place = Place.from_environment(os.environ)
+    return meet(Place.from_environment(os.environ), symmetric_bytes=symmetric_bytes, timeout_s=timeout_s)
+
+
+def meet(place: Place, *, symmetric_bytes: int, timeout_s: float) -> Group:
+    """Makes the group of all processes that call this with the same place. Raises GroupError."""
     peers: dict[int, Peer] = {}
     try:
         if place.rank == 0:
@@ -132,7 +148,7 @@ def init_group(*, symmetric_bytes: int = SYMMETRIC_BYTES, timeout_s: float = TIM
 
 
 def _found(place: Place, deadline: Deadline, peers: dict[int, Peer], symmetric_bytes: int) -> Group:
-    region = _C.SharedRegion.create(place.size, symmetric_bytes, 0)
+    region = _C.SharedRegion.create(place.size, symmetric_bytes, _C.peer_memory_bytes(place.size))
     exchange = _C.Exchange(region, 0)
     with listen(place) as listener:
         accept_peers(place, listener, deadline, peers)

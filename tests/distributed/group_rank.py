@@ -49,7 +49,7 @@ def reduce_order_matters(group: Group) -> None:
 
 def refuse(group: Group) -> None:
     tensor = Tensor([1.0], (1,))
-    tensor.dtype = "torch.float16"
+    tensor.dtype = "torch.float8_e5m2"
     for wrong in (tensor, [1.0], array.array("f", [1.0])):
         try:
             group.all_reduce(wrong)  # type: ignore[arg-type]

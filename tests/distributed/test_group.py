@@ -116,7 +116,7 @@ def test_ctrl_c_ends_a_wait_for_a_rank_that_never_comes(run: Run) -> None:
 
 def test_wrong_tensors_are_refused(run: Run) -> None:
     run.start_all("refuse")
-    wrong = "tensor must be contiguous float32 on the CPU, got torch.float16 on cpu"
+    wrong = "tensor must be contiguous numbers on the CPU, got torch.float8_e5m2 on cpu"
     not_tensors = [f"tensor must be a torch tensor, got {name}" for name in ("list", "array")]
     assert run.outputs() == ["\n".join([wrong, *not_tensors])] * 2
 
