@@ -1,4 +1,4 @@
-"""The rings under ThreadSanitizer (ranks are threads there) and under AddressSanitizer with UBSan (ranks are processes)."""
+"""The rings under ThreadSanitizer (ranks are threads then), and under AddressSanitizer with UBSan."""
 
 from __future__ import annotations
 
