@@ -132,6 +132,7 @@ void bind_ring(py::module_& m) {
         .def("barrier", &barrier)
         .def("check", &check_outcome, "Raises RankLostError if a wait of this rank was given up.")
         .def("leave", &Exchange::leave, "Leaves the group in good order; no collective may follow.")
+        .def("beat", &Exchange::beat, "This rank is alive and goes on.")
         .def("raise_epoch", &Exchange::raise_epoch);
 
     py::class_<Watcher>(m, "Watcher")
