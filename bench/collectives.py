@@ -1,8 +1,8 @@
-"""Collectives of two ranks: all_reduce against gloo through torch, matmul_all_reduce against its two halves.
+"""Collectives of two ranks: all_reduce and a DDP step against gloo, matmul_all_reduce against its two halves.
 
 `pytest bench/collectives.py -k all_reduce-f32-64_KB`, `--benchmark-json FILE` for all numbers. Every rank is a process
-whose main thread is pinned to one core. `fastserve` is the public call, `exchange` what lies below it. Lines at the end
-compare in turns and per placement state; pytest-benchmark's own table holds ours alone.
+whose main thread is pinned to one core. Lines at the end compare in turns and per placement state; pytest-benchmark's
+own table holds ours alone.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
@@ -11,15 +11,14 @@ import torch
 from torch import distributed
 
 from fastserve import ops
+from fastserve.benchmark.contestants import OURS, Contestants
+from fastserve.benchmark.ddp_case import DdpStep
 from fastserve.distributed.group import Group
 from fastserve.ops.packed_weight import WeightType
 
-OURS = "fastserve"
-Contestants = dict[str, Callable[[], object]]  # ours first, the baseline last
-
-ROW_FLOATS = 1024  # of the matrix that a size is reduced as
-SIZES = (4 << 10, 16 << 10, 64 << 10, 256 << 10, 1 << 20, 4 << 20, 16 << 20)
-SYMMETRIC_BYTES = 2 * SIZES[-1]
+SIZES = tuple(1024 << 2 * step for step in range(9))  # 1 KB to 64 MB
+SYMMETRIC_BYTES = 32 << 20
+TORCH_DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
 MATMULS: tuple[tuple[str, int, int, WeightType], ...] = (  # model and layer, N, K of all ranks together
     ("SmolLM2 o", 576, 576, "q4m"),
     ("SmolLM2 down", 576, 1536, "q4m"),
@@ -46,35 +45,57 @@ class CollectiveCase(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class AllReduce:
-    """An fp32 sum in place: the public call on a tensor, the native one below it, and gloo through torch."""
+    """A sum in place, of a tensor of the caller's own memory: ours, and gloo through torch."""
 
     num_bytes: int
+    dtype: str
     op: str = "all_reduce"
-    dtype: str = "f32"
 
     @property
     def shape(self) -> str:
         return f"{self.num_bytes >> 10} KB"
 
     def contestants(self, group: Group) -> Contestants:
-        shape = (max(self.num_bytes // 4 // ROW_FLOATS, 1), ROW_FLOATS)
-        ours, native, theirs = (torch.full(shape, group.rank + 1.0) for _ in range(3))
-        address = native.data_ptr()
-
-        def exchange(memory: torch.Tensor = native) -> None:  # which must outlive the call
-            group.exchange.all_reduce(address, *shape)
-
+        dtype = TORCH_DTYPES[self.dtype]
+        count = self.num_bytes // dtype.itemsize
+        ours, theirs = (torch.full((count,), group.rank + 1.0, dtype=dtype) for _ in range(2))
         calls: Contestants = {
             OURS: partial(group.all_reduce, ours),
-            "exchange": exchange,
             "gloo": partial(distributed.all_reduce, theirs),
         }
-        expected = torch.full(shape, group.size * (group.size + 1) / 2)
-        for name, tensor in zip(calls, (ours, native, theirs), strict=True):
+        expected = torch.full((count,), group.size * (group.size + 1) / 2, dtype=dtype)
+        for name, tensor in zip(calls, (ours, theirs), strict=True):
             calls[name]()
             assert torch.equal(tensor, expected), f"{name} did not sum"
             tensor.zero_()  # so that sums of sums stay finite
         return calls
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """The fp32 matrices of a model's layers: the sum that the fused ops end in, and the general one."""
+
+    rows: int
+    columns: int
+    dtype: str = "f32"
+    op: str = "exchange"
+
+    @property
+    def num_bytes(self) -> int:
+        return 4 * self.rows * self.columns
+
+    @property
+    def shape(self) -> str:
+        return f"{self.rows} x {self.columns}"
+
+    def contestants(self, group: Group) -> Contestants:
+        native, general = (torch.zeros(self.rows, self.columns) for _ in range(2))
+        address = native.data_ptr()
+
+        def exchange(memory: torch.Tensor = native) -> None:  # which must outlive the call
+            group.exchange.all_reduce(address, self.rows, self.columns)
+
+        return {OURS: exchange, "all_reduce": partial(group.all_reduce, general)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,11 +129,14 @@ class MatmulAllReduce:
 
 
 def _name(case: CollectiveCase) -> str:
-    return f"{case.op}-{case.dtype}-{case.shape.replace(' ', '_').replace('=', '')}"
+    shape = re.sub(r"[^\w.]+", "_", case.shape.replace("=", ""))
+    return f"{case.op}-{case.dtype}-{shape}"
 
 
 _ALL: tuple[CollectiveCase, ...] = (
-    *(AllReduce(size) for size in SIZES),
+    *(AllReduce(size, dtype) for dtype in TORCH_DTYPES for size in SIZES),
+    *(Exchange(rows, columns) for columns in (576, 4096) for rows in MATMUL_ROWS),
+    DdpStep(),
     *(MatmulAllReduce(*matmul, rows) for matmul in MATMULS for rows in MATMUL_ROWS),
 )
 CASES = {_name(case): case for case in _ALL}

@@ -25,7 +25,8 @@ import torch
 from torch import distributed
 
 from fastserve import _C
-from fastserve.benchmark.collective_cases import CASES, OURS, SYMMETRIC_BYTES
+from fastserve.benchmark.collective_cases import CASES, SYMMETRIC_BYTES
+from fastserve.benchmark.contestants import OURS
 from fastserve.benchmark.placement import Placement, classify, probe
 from fastserve.benchmark.turns import Buckets, take_timed_turns
 from fastserve.distributed.cores import usable_cores
