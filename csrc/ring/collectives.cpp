@@ -49,13 +49,20 @@ void copy(void* to, const void* from, int64_t bytes) {
 
 }  // namespace
 
-Collectives::Collectives(std::shared_ptr<PeerMemory> memory, int rank)
+Collectives::Collectives(std::shared_ptr<PeerMemory> memory, int rank, std::shared_ptr<SocketLinks> links)
     : memory_(std::move(memory)),
+      links_(std::move(links)),
       rank_(rank),
       size_(memory_->size()),
       crowded_(size_ > sysconf(_SC_NPROCESSORS_ONLN)),
       read_(2 * static_cast<size_t>(size_)),
-      filled_(4 * static_cast<size_t>(size_)) {}
+      filled_(4 * static_cast<size_t>(size_)),
+      told_(static_cast<size_t>(size_)) {}
+
+void Collectives::set_interrupted(bool (*interrupted)()) {
+    interrupted_ = interrupted;
+    if (links_) links_->set_interrupted(interrupted);
+}
 
 Collectives::Span Collectives::chunk(int64_t count, int c) const {
     // Chunks begin on cache lines of their own, whatever the type's size.
@@ -73,10 +80,29 @@ int64_t Collectives::slice_elements(int64_t element_bytes) const {
 bool Collectives::end() {
     RankSlot& slot = memory_->region().slot(rank_);
     publish_flag(slot, memory_->done(rank_), number_);
+    finished_ = number_;
     return !lost_;
 }
 
+void Collectives::tell_done() {
+    for (int to = 0; links_ && to < size_; ++to) {
+        uint64_t& told = told_[static_cast<size_t>(to)];
+        if (told == finished_ || !is_remote(to)) continue;
+        if (!links_->tell_done(to, finished_)) lost_ = true;
+        told = finished_;
+    }
+}
+
+void Collectives::push_remote(Area area, int to, uint64_t number, const void* data, int64_t bytes) {
+    if (!links_->push(area, to, number, finished_, data, bytes)) lost_ = true;
+    told_[static_cast<size_t>(to)] = finished_;
+}
+
 void Collectives::raise(Area area, int to, uint64_t number) {
+    if (is_remote(to)) {
+        push_remote(area, to, number, nullptr, 0);
+        return;
+    }
     publish_flag(memory_->region().slot(rank_), memory_->flag(to, area, rank_), number);
 }
 
@@ -85,10 +111,16 @@ void Collectives::proven(Area area, int rank, uint64_t number) {
     read = std::max(read, number);
 }
 
-void Collectives::wait(Area area, int from, uint64_t number) {
+void Collectives::wait_for(int publisher, Flag& flag, uint64_t number) {
+    if (links_ && flag.value.load(std::memory_order_acquire) < number) tell_done();
     SharedRegion& region = memory_->region();
     const Waiting waiting{region, region.slot(rank_), crowded_, interrupted_};
-    if (!wait_for_flag(waiting, region.slot(from), memory_->flag(rank_, area, from), number)) lost_ = true;
+    RankSlot& slot = is_remote(publisher) ? links_->slot(publisher) : region.slot(publisher);
+    if (!wait_for_flag(waiting, slot, flag, number)) lost_ = true;
+}
+
+void Collectives::wait(Area area, int from, uint64_t number) {
+    wait_for(from, memory_->flag(rank_, area, from), number);
     proven(Area::scatter, from, before_);
     proven(Area::gather, from, before_);
 }
@@ -111,9 +143,7 @@ uint8_t* Collectives::fillable(Area area, int to, uint64_t number) {
     const size_t pair = static_cast<size_t>(static_cast<int>(area) * size_ + to);
     uint64_t& filled = filled_[2 * pair + number % 2];
     if (read_[pair] < filled) {
-        SharedRegion& region = memory_->region();
-        const Waiting waiting{region, region.slot(rank_), crowded_, interrupted_};
-        if (!wait_for_flag(waiting, region.slot(to), memory_->done(to), filled)) lost_ = true;
+        wait_for(to, memory_->done(to), filled);
         proven(area, to, filled);
     }
     filled = number;
@@ -121,7 +151,14 @@ uint8_t* Collectives::fillable(Area area, int to, uint64_t number) {
 }
 
 void Collectives::push(Area area, int to, uint64_t number, const void* data, int64_t bytes) {
-    if (bytes > 0) copy_out(fillable(area, to, number), data, bytes);
+    if (bytes > 0) {
+        uint8_t* slot = fillable(area, to, number);
+        if (is_remote(to)) {
+            if (!lost_) push_remote(area, to, number, data, bytes);
+            return;
+        }
+        copy_out(slot, data, bytes);
+    }
     raise(area, to, number);
 }
 
@@ -189,22 +226,28 @@ bool Collectives::all_reduce_two_shot(uint8_t* data, int64_t count, const Reduct
     for (int64_t slice = 0; slice < num_slices && !lost_; ++slice) {
         const uint64_t number = first + static_cast<uint64_t>(slice);
         if (slice + 1 < num_slices) scatter(slice + 1);
-        uint8_t* slots[kMaxRanks];
         for (int from = next(rank_); from != rank_; from = next(from)) {
             wait(Area::scatter, from, number);
             if (slice >= 2) proven(Area::gather, from, number - 2);
         }
         const Span own = place(slice, rank_);
-        for (int to = next(rank_); to != rank_; to = next(to)) slots[to] = fillable(Area::gather, to, number);
+        uint8_t* slots[kMaxRanks];  // of the ranks of this host, which get the result block by block
+        for (int to = next(rank_); to != rank_; to = next(to))
+            slots[to] = is_remote(to) ? nullptr : fillable(Area::gather, to, number);
         const int64_t block = kPushBlock / element;
         for (int64_t i = own.begin; i < own.end; i += block) {
             const int64_t n = std::min(block, own.end - i), offset = (i - own.begin) * element;
             uint8_t* mine = data + i * element;
             reduce_chunk(mine, n, rank_, offset, reduction, mine, number);
             for (int to = next(rank_); to != rank_; to = next(to))
-                copy_out(slots[to] + offset, mine, n * element);
+                if (slots[to]) copy_out(slots[to] + offset, mine, n * element);
         }
-        for (int to = next(rank_); to != rank_; to = next(to)) raise(Area::gather, to, number);
+        for (int to = next(rank_); to != rank_; to = next(to)) {
+            if (slots[to])
+                raise(Area::gather, to, number);
+            else
+                push(Area::gather, to, number, data + own.begin * element, own.size() * element);
+        }
         for (int from = next(rank_); from != rank_; from = next(from)) {
             wait(Area::gather, from, number);
             proven(Area::scatter, from, number);

@@ -1,4 +1,5 @@
-// Collectives on buffers of any type and size, as torch.distributed knows them, over PeerMemory.
+// Collectives on buffers of any type and size, as torch.distributed knows them, over PeerMemory: written
+// there by ranks of this host, sent there by those of others (socket_links.h).
 //
 // (exchange.h is the other half of the rings: matrices of fp32 partial sums, computed by a team of threads
 // while they are exchanged. Here one thread brings finished buffers of its own memory.)
@@ -28,6 +29,7 @@
 
 #include "ops.h"
 #include "ring/peer_memory.h"
+#include "ring/socket_links.h"
 
 namespace fastserve {
 
@@ -42,15 +44,16 @@ struct Reduction {
 // return false once the epoch was raised.
 class Collectives {
   public:
-    // The rank must have its slot in the region (an Exchange).
-    Collectives(std::shared_ptr<PeerMemory> memory, int rank);
+    // The rank must have its slot in the region (an Exchange). links: to the ranks of other hosts; null:
+    // there are none.
+    Collectives(std::shared_ptr<PeerMemory> memory, int rank, std::shared_ptr<SocketLinks> links = nullptr);
     Collectives(const Collectives&) = delete;
     Collectives& operator=(const Collectives&) = delete;
 
     int rank() const { return rank_; }
     int size() const { return size_; }
     PeerMemory& memory() const { return *memory_; }
-    void set_interrupted(bool (*interrupted)()) { interrupted_ = interrupted; }
+    void set_interrupted(bool (*interrupted)());
 
     // data [count], in place.
     bool all_reduce(void* data, int64_t count, const Reduction& reduction);
@@ -91,12 +94,19 @@ class Collectives {
 
     void begin() { before_ = number_; }
     bool end();
+    // To ranks of other hosts, before this one sleeps: they may wait for that. Else it goes with the next
+    // push.
+    void tell_done();
+    bool is_remote(int rank) const { return links_ && links_->reaches(rank); }
     // Fills the slot and raises the flag; bytes 0 raises the flag alone.
     void push(Area area, int to, uint64_t number, const void* data, int64_t bytes);
-    uint8_t* fillable(Area area, int to, uint64_t number);  // the slot, once its reader is known to be done
+    // The slot, once its reader is known to be done; of a rank on another host nothing may be written.
+    uint8_t* fillable(Area area, int to, uint64_t number);
     void copy_out(void* to, const void* from, int64_t bytes);
     void raise(Area area, int to, uint64_t number);
+    void push_remote(Area area, int to, uint64_t number, const void* data, int64_t bytes);
     void wait(Area area, int from, uint64_t number);
+    void wait_for(int publisher, Flag& flag, uint64_t number);
     const uint8_t* arrived(Area area, int from, uint64_t number) const {
         return memory_->slot(rank_, area, static_cast<int>(number % 2), from);
     }
@@ -104,6 +114,7 @@ class Collectives {
     int next(int rank) const { return rank + 1 < size_ ? rank + 1 : 0; }
 
     std::shared_ptr<PeerMemory> memory_;
+    std::shared_ptr<SocketLinks> links_;
     int rank_, size_;
     bool crowded_;
     bool (*interrupted_)() = nullptr;
@@ -115,6 +126,8 @@ class Collectives {
     // [area][rank]: the last number of which it is known that the rank has read our slot; [area][rank][half]:
     // for which it was filled.
     std::vector<uint64_t> read_, filled_;
+    uint64_t finished_ = 0;       // the last collective, by its last slice
+    std::vector<uint64_t> told_;  // of that, each rank of another host
 };
 
 }  // namespace fastserve

@@ -24,8 +24,9 @@ void check_length(int from, int64_t tag, int64_t expected, int64_t got) {
 
 }  // namespace
 
-PointToPoint::PointToPoint(std::shared_ptr<PeerMemory> memory, int rank)
+PointToPoint::PointToPoint(std::shared_ptr<PeerMemory> memory, int rank, std::shared_ptr<SocketLinks> links)
     : memory_(std::move(memory)),
+      links_(std::move(links)),
       rank_(rank),
       sent_(static_cast<size_t>(memory_->size())),
       received_(static_cast<size_t>(memory_->size())),
@@ -39,6 +40,7 @@ bool PointToPoint::wait(int peer, Flag& flag, uint64_t value) {
 }
 
 bool PointToPoint::write(int to, const void* data, int64_t bytes) {
+    if (is_remote(to)) return links_->send_mail(to, data, static_cast<size_t>(bytes));
     const uint8_t* from = static_cast<const uint8_t*>(data);
     uint8_t* ring = memory_->mail(to, rank_);
     Flag& tail = memory_->tail(to, rank_);
@@ -56,6 +58,7 @@ bool PointToPoint::write(int to, const void* data, int64_t bytes) {
 }
 
 bool PointToPoint::read(int from, void* data, int64_t bytes) {
+    if (is_remote(from)) return links_->receive_mail(from, data, static_cast<size_t>(bytes));
     uint8_t* to = static_cast<uint8_t*>(data);
     const uint8_t* ring = memory_->mail(rank_, from);
     Flag& head = memory_->head(rank_, from);
@@ -92,6 +95,7 @@ bool PointToPoint::receive(int from, int64_t tag, void* data, int64_t bytes) {
     for (;;) {
         Header header;
         if (!read(from, &header, sizeof header)) return false;
+        if (header.bytes < 0) check_length(from, tag, bytes, header.bytes);
         if (header.tag == tag && header.bytes == bytes) return read(from, data, bytes);
         Kept message{header.tag, std::vector<uint8_t>(static_cast<size_t>(header.bytes))};
         if (!read(from, message.data.data(), header.bytes)) return false;
@@ -102,8 +106,9 @@ bool PointToPoint::receive(int from, int64_t tag, void* data, int64_t bytes) {
 
 bool PointToPoint::has_mail(int from) const {
     const size_t peer = static_cast<size_t>(from);
-    return !kept_[peer].empty() ||
-           memory_->head(rank_, from).value.load(std::memory_order_acquire) > received_[peer];
+    if (!kept_[peer].empty()) return true;
+    if (is_remote(from)) return links_->has_mail(from);
+    return memory_->head(rank_, from).value.load(std::memory_order_acquire) > received_[peer];
 }
 
 }  // namespace fastserve

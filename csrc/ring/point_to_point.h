@@ -1,4 +1,5 @@
-// Messages from one rank to another, in order, through the mail ring of the pair (peer_memory.h).
+// Messages from one rank to another, in order, through the mail ring of the pair (peer_memory.h), or its
+// connection (socket_links.h).
 //
 // A message is its tag and length, then its bytes; a long one streams through while it is read. Sends to
 // different ranks, and receives from different ranks, may run at once, each pair and direction on one thread
@@ -12,12 +13,14 @@
 #include <vector>
 
 #include "ring/peer_memory.h"
+#include "ring/socket_links.h"
 
 namespace fastserve {
 
 class PointToPoint {
   public:
-    PointToPoint(std::shared_ptr<PeerMemory> memory, int rank);
+    // links: to the ranks of other hosts; null: there are none.
+    PointToPoint(std::shared_ptr<PeerMemory> memory, int rank, std::shared_ptr<SocketLinks> links = nullptr);
     PointToPoint(const PointToPoint&) = delete;
     PointToPoint& operator=(const PointToPoint&) = delete;
 
@@ -41,7 +44,10 @@ class PointToPoint {
     bool read(int from, void* data, int64_t bytes);
     bool wait(int peer, Flag& flag, uint64_t value);
 
+    bool is_remote(int rank) const { return links_ && links_->reaches(rank); }
+
     std::shared_ptr<PeerMemory> memory_;
+    std::shared_ptr<SocketLinks> links_;
     int rank_;
     std::vector<uint64_t> sent_, received_;  // bytes, per peer
     std::vector<std::deque<Kept>> kept_;     // per sender

@@ -153,15 +153,25 @@ void SharedRegion::raise_epoch(Loss loss, pid_t pid) {
     header_->epoch.store(1, std::memory_order_release);
 }
 
+Loss SharedRegion::loss() const {
+    return static_cast<Loss>(header_->loss.load(std::memory_order_acquire));
+}
+
+int SharedRegion::lost_rank() const {
+    const int32_t pid = header_->lost_pid.load(std::memory_order_acquire);
+    for (int rank = 0; pid != 0 && rank < num_ranks_; ++rank)
+        if (slot(rank).pid.load(std::memory_order_acquire) == pid) return rank;
+    return -1;
+}
+
 std::string SharedRegion::loss_text() const {
     if (!failed()) return "the group is whole";
     const int32_t pid = header_->lost_pid.load(std::memory_order_acquire);
+    const int rank = lost_rank();
+    const std::string where = pid < 0 ? " (on another host)" : " (pid " + std::to_string(pid) + ")";
     std::string who = pid ? "process " + std::to_string(pid) : "a rank";
-    for (int rank = 0; pid && rank < num_ranks_; ++rank)
-        if (slot(rank).pid.load(std::memory_order_acquire) == pid)
-            who = "rank " + std::to_string(rank) + " of " + std::to_string(num_ranks_) + " (pid " +
-                  std::to_string(pid) + ")";
-    switch (static_cast<Loss>(header_->loss.load(std::memory_order_acquire))) {
+    if (rank >= 0) who = "rank " + std::to_string(rank) + " of " + std::to_string(num_ranks_) + where;
+    switch (loss()) {
         case Loss::died:
             return who + " died";
         case Loss::left:
@@ -170,6 +180,10 @@ std::string SharedRegion::loss_text() const {
             return who + " was interrupted";
         case Loss::too_large:
             return who + " brought more than the group's exchange buffers hold";
+        case Loss::unreachable:
+            return who + " could not be reached any more";
+        case Loss::garbled:
+            return who + " sent what is no part of a collective";
         default:
             return "the group was closed";
     }

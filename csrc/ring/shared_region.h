@@ -31,12 +31,12 @@ struct alignas(kCacheLines) Flag {
 };
 
 // Why the epoch was raised.
-enum class Loss : int32_t { none, died, left, closed, interrupted, too_large };
+enum class Loss : int32_t { none, died, left, closed, interrupted, too_large, unreachable, garbled };
 
 enum class RankState : int32_t { absent, present, left };
 
 struct alignas(kCacheLines) RankSlot {
-    std::atomic<int32_t> pid;
+    std::atomic<int32_t> pid;        // of a rank on another host: -(rank + 1)
     std::atomic<int32_t> state;      // RankState
     std::atomic<uint32_t> sleepers;  // waits of other ranks that sleep on a flag of this one
     // Advanced by every op and by every wait that has become a sleep: one that stands still is a rank that
@@ -68,6 +68,8 @@ class SharedRegion {
     bool failed() const;
     // Ends every wait in the region. The first call says why; `pid` is whose end was the reason, 0: nobody's.
     void raise_epoch(Loss loss = Loss::closed, pid_t pid = 0);
+    Loss loss() const;
+    int lost_rank() const;  // whose end was the reason; -1: nobody's, or not known
     // What is known about the end, in words for the user.
     std::string loss_text() const;
 

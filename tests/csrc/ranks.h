@@ -1,4 +1,5 @@
-// Runs a body once per rank of a group: in processes, as in use, or in threads of one, for ThreadSanitizer.
+// Runs a body once per rank of a group: in processes, as in use, or in threads of one, for ThreadSanitizer. A
+// region for each host: ranks with the same one share memory.
 #pragma once
 
 #include <sys/wait.h>
@@ -16,6 +17,7 @@
 #include "ring/shared_region.h"
 
 using RankBody = std::function<void(fastserve::Exchange&)>;
+using Regions = std::vector<std::shared_ptr<fastserve::SharedRegion>>;  // of each rank
 
 // A team of as many unpinned threads; ranks may have different numbers.
 inline std::vector<int> unpinned(int num_threads) {
@@ -24,10 +26,11 @@ inline std::vector<int> unpinned(int num_threads) {
 
 #if defined(__SANITIZE_THREAD__)
 
-inline void run_ranks(const std::shared_ptr<fastserve::SharedRegion>& region, const RankBody& body) {
+inline void run_ranks(const Regions& regions, const RankBody& body) {
     std::vector<std::thread> ranks;
-    for (int rank = 0; rank < region->num_ranks(); ++rank)
-        ranks.emplace_back([&, rank] { body(*fastserve::make_exchange(region, rank)); });
+    for (size_t rank = 0; rank < regions.size(); ++rank)
+        ranks.emplace_back(
+            [&, rank] { body(*fastserve::make_exchange(regions[rank], static_cast<int>(rank))); });
     for (std::thread& rank : ranks) rank.join();
 }
 
@@ -48,9 +51,10 @@ inline pid_t start_rank(const std::shared_ptr<fastserve::SharedRegion>& region, 
     _exit(failures() == 0 ? 0 : 1);
 }
 
-inline void run_ranks(const std::shared_ptr<fastserve::SharedRegion>& region, const RankBody& body) {
+inline void run_ranks(const Regions& regions, const RankBody& body) {
     std::vector<pid_t> pids;
-    for (int rank = 0; rank < region->num_ranks(); ++rank) pids.push_back(start_rank(region, rank, body));
+    for (size_t rank = 0; rank < regions.size(); ++rank)
+        pids.push_back(start_rank(regions[rank], static_cast<int>(rank), body));
     for (const pid_t pid : pids) {
         int status = 0;
         CHECK(waitpid(pid, &status, 0) == pid && WIFEXITED(status) && WEXITSTATUS(status) == 0);
@@ -58,3 +62,7 @@ inline void run_ranks(const std::shared_ptr<fastserve::SharedRegion>& region, co
 }
 
 #endif
+
+inline void run_ranks(const std::shared_ptr<fastserve::SharedRegion>& region, const RankBody& body) {
+    run_ranks(Regions(static_cast<size_t>(region->num_ranks()), region), body);
+}

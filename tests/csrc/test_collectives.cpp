@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "check.h"
+#include "network.h"
 #include "ranks.h"
 #include "ring/collectives.h"
 #include "ring/point_to_point.h"
@@ -14,23 +15,55 @@ using namespace fastserve;
 namespace {
 
 struct Peers {
-    explicit Peers(Exchange& exchange)
+    explicit Peers(Exchange& exchange, std::shared_ptr<SocketLinks> to_hosts = nullptr)
         : memory(std::make_shared<PeerMemory>(exchange.shared_region())),
-          collectives(memory, exchange.rank()),
-          mail(memory, exchange.rank()) {}
+          links(std::move(to_hosts)),
+          collectives(memory, exchange.rank(), links),
+          mail(memory, exchange.rank(), links) {}
     std::shared_ptr<PeerMemory> memory;
+    std::shared_ptr<SocketLinks> links;
     Collectives collectives;
     PointToPoint mail;
 };
 
 using PeerBody = std::function<void(Peers&)>;
 
+std::shared_ptr<SharedRegion> region_for(int num_ranks) {
+    return SharedRegion::create(num_ranks, 1, PeerMemory::num_bytes(num_ranks));
+}
+
+// ranks_per_host: as many share memory, the others are reached over sockets.
+void run_on_hosts(int num_ranks, int ranks_per_host, const PeerBody& body) {
+    std::vector<int> host_of;
+    Regions regions;
+    for (int rank = 0; rank < num_ranks; ++rank) {
+        host_of.push_back(rank / ranks_per_host);
+        regions.push_back(rank % ranks_per_host == 0 ? region_for(num_ranks) : regions.back());
+    }
+    Network network(host_of);
+    run_ranks(regions, [&](Exchange& exchange) {
+        const int rank = exchange.rank();
+        const auto memory = std::make_shared<PeerMemory>(exchange.shared_region());
+        Peers peers(exchange, std::make_shared<SocketLinks>(memory, rank, network.connect(rank)));
+        body(peers);
+    });
+}
+
+// On one host, and with two ranks or one on each.
 void run_peers(int num_ranks, const PeerBody& body) {
-    run_ranks(SharedRegion::create(num_ranks, 1, PeerMemory::num_bytes(num_ranks)), [&](Exchange& exchange) {
+    run_ranks(region_for(num_ranks), [&](Exchange& exchange) {
         Peers peers(exchange);
         body(peers);
         CHECK(!exchange.failed());
     });
+    for (const int ranks_per_host : {1, 2}) {
+        if (num_ranks <= ranks_per_host || num_ranks > 5) continue;
+        run_on_hosts(num_ranks, ranks_per_host, [&](Peers& peers) {
+            body(peers);
+            CHECK(!peers.memory->region().failed());
+            if (peers.memory->region().failed()) std::puts(peers.memory->region().loss_text().c_str());
+        });
+    }
 }
 
 constexpr Reduction kSum{DataType::f32, ReduceOp::sum, false};
