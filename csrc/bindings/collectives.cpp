@@ -2,13 +2,16 @@
 #include <pybind11/stl.h>
 
 #include <memory>
+#include <optional>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "bindings/bindings.h"
 #include "bindings/losses.h"
 #include "ring/collectives.h"
 #include "ring/exchange.h"
+#include "ring/hierarchy.h"
 #include "ring/point_to_point.h"
 
 namespace py = pybind11;
@@ -18,15 +21,40 @@ namespace {
 
 using Address = uintptr_t;
 
-// A rank's place in a group whose region holds peer memory.
+// (rank, descriptors of its streams, descriptor for messages)
+using PeerConnections = std::vector<std::tuple<int, std::vector<int>, int>>;
+
+std::shared_ptr<SocketLinks> links_of(const std::shared_ptr<PeerMemory>& memory, int rank,
+                                      const PeerConnections& connections,
+                                      std::vector<std::shared_ptr<SharedRegion>> levels) {
+    if (connections.empty()) return nullptr;
+    std::vector<SocketLinks::Connections> peers;
+    for (const auto& [peer, streams, mail] : connections) peers.push_back({peer, streams, mail});
+    return std::make_shared<SocketLinks>(memory, rank, peers, std::move(levels));
+}
+
+// A rank's place in a group whose region holds peer memory; other hosts are reached over connections. Where
+// there are `local` and `across` (hierarchy.h), large sums go in levels.
 class PeerGroup {
   public:
-    explicit PeerGroup(std::shared_ptr<Exchange> exchange)
+    PeerGroup(std::shared_ptr<Exchange> exchange, const PeerConnections& connections,
+              std::shared_ptr<PeerGroup> local, std::shared_ptr<PeerGroup> across)
         : exchange_(std::move(exchange)),
           memory_(std::make_shared<PeerMemory>(exchange_->shared_region())),
-          collectives_(memory_, exchange_->rank()),
-          mail_(memory_, exchange_->rank()) {
+          local_(std::move(local)),
+          across_(std::move(across)),
+          links_(links_of(memory_, exchange_->rank(), connections, level_regions())),
+          collectives_(memory_, exchange_->rank(), links_),
+          mail_(memory_, exchange_->rank(), links_) {
         collectives_.set_interrupted(&interrupted);
+        if (local_ && across_) hierarchy_.emplace(collectives_, local_->collectives_, across_->collectives_);
+    }
+
+    void leave() {
+        const py::gil_scoped_release unlocked;
+        for (const auto& level : {local_, across_})
+            if (level) level->leave_alone();
+        leave_alone();
     }
 
     int rank() const { return collectives_.rank(); }
@@ -34,7 +62,11 @@ class PeerGroup {
 
     void all_reduce(Address data, int64_t count, int type, int op, bool average) {
         const Reduction reduction = reduction_of(count, type, op, average);
-        run([&] { return collectives_.all_reduce(memory(data), count, reduction); });
+        run([&] {
+            if (hierarchy_ && hierarchy_->takes(count, reduction))
+                return hierarchy_->all_reduce(memory(data), count, reduction);
+            return collectives_.all_reduce(memory(data), count, reduction);
+        });
     }
     void reduce(Address data, int64_t count, int type, int op, bool average, int root) {
         check_rank("root", root);
@@ -140,13 +172,37 @@ class PeerGroup {
             const py::gil_scoped_release unlocked;
             is_whole = call();
         }
-        if (!is_whole) raise_loss(memory_->region());
+        if (is_whole) return;
+        // What ended one level ends all: this region's epoch is raised for the other hosts and the levels.
+        const SharedRegion& lost = lost_region();
+        if (&lost != &memory_->region())
+            memory_->region().raise_epoch(lost.loss(), static_cast<pid_t>(lost.lost_pid()));
+        raise_loss(lost);
+    }
+    const SharedRegion& lost_region() const {
+        if (!memory_->region().failed())
+            for (const auto& level : {local_, across_})
+                if (level && level->memory_->region().failed()) return level->memory_->region();
+        return memory_->region();
+    }
+    std::vector<std::shared_ptr<SharedRegion>> level_regions() const {
+        std::vector<std::shared_ptr<SharedRegion>> regions;
+        for (const auto& level : {local_, across_})
+            if (level) regions.push_back(level->exchange_->shared_region());
+        return regions;
+    }
+    void leave_alone() {
+        if (links_) links_->leave();
+        exchange_->leave();
     }
 
     std::shared_ptr<Exchange> exchange_;  // holds the rank's slot in the region
     std::shared_ptr<PeerMemory> memory_;
+    std::shared_ptr<PeerGroup> local_, across_;
+    std::shared_ptr<SocketLinks> links_;
     Collectives collectives_;
     PointToPoint mail_;
+    std::optional<Hierarchy> hierarchy_;
 };
 
 }  // namespace
@@ -158,7 +214,15 @@ void bind_collectives(py::module_& m) {
     m.attr("REDUCE_OPS") = py::make_tuple("sum", "product", "min", "max", "bit_and", "bit_or", "bit_xor");
     py::class_<PeerGroup, std::shared_ptr<PeerGroup>>(
         m, "PeerGroup", "Collectives on addresses; types and ops are indices of DATA_TYPES and REDUCE_OPS.")
-        .def(py::init<std::shared_ptr<Exchange>>(), py::arg("exchange"))
+        .def(py::init<std::shared_ptr<Exchange>, const PeerConnections&, std::shared_ptr<PeerGroup>,
+                      std::shared_ptr<PeerGroup>>(),
+             py::arg("exchange"), py::arg("connections") = PeerConnections(), py::arg("local") = nullptr,
+             py::arg("across") = nullptr,
+             "connections: (rank, descriptors of streams, descriptor for messages) of each rank on another "
+             "host; "
+             "taken over. local, across: the ranks of this host, and those with this one's place on each "
+             "host.")
+        .def("leave", &PeerGroup::leave, "Leaves the group in good order; nothing may follow.")
         .def_property_readonly("rank", &PeerGroup::rank)
         .def_property_readonly("size", &PeerGroup::size)
         .def("all_reduce", &PeerGroup::all_reduce, py::arg("data"), py::arg("count"), py::arg("type"),

@@ -157,8 +157,12 @@ Loss SharedRegion::loss() const {
     return static_cast<Loss>(header_->loss.load(std::memory_order_acquire));
 }
 
+pid_t SharedRegion::lost_pid() const {
+    return header_->lost_pid.load(std::memory_order_acquire);
+}
+
 int SharedRegion::lost_rank() const {
-    const int32_t pid = header_->lost_pid.load(std::memory_order_acquire);
+    const pid_t pid = lost_pid();
     for (int rank = 0; pid != 0 && rank < num_ranks_; ++rank)
         if (slot(rank).pid.load(std::memory_order_acquire) == pid) return rank;
     return -1;
@@ -166,7 +170,7 @@ int SharedRegion::lost_rank() const {
 
 std::string SharedRegion::loss_text() const {
     if (!failed()) return "the group is whole";
-    const int32_t pid = header_->lost_pid.load(std::memory_order_acquire);
+    const pid_t pid = lost_pid();
     const int rank = lost_rank();
     const std::string where = pid < 0 ? " (on another host)" : " (pid " + std::to_string(pid) + ")";
     std::string who = pid ? "process " + std::to_string(pid) : "a rank";

@@ -69,7 +69,8 @@ class SharedRegion {
     // Ends every wait in the region. The first call says why; `pid` is whose end was the reason, 0: nobody's.
     void raise_epoch(Loss loss = Loss::closed, pid_t pid = 0);
     Loss loss() const;
-    int lost_rank() const;  // whose end was the reason; -1: nobody's, or not known
+    pid_t lost_pid() const;  // whose end was the reason; 0: nobody's
+    int lost_rank() const;   // -1: nobody's, or not of this region
     // What is known about the end, in words for the user.
     std::string loss_text() const;
 

@@ -96,8 +96,13 @@ struct SocketLinks::Outgoing {
     }
 };
 
-SocketLinks::SocketLinks(std::shared_ptr<PeerMemory> memory, int rank, const std::vector<Connections>& peers)
-    : memory_(std::move(memory)), rank_(rank), peers_(static_cast<size_t>(memory_->size())), wake_(-1) {
+SocketLinks::SocketLinks(std::shared_ptr<PeerMemory> memory, int rank, const std::vector<Connections>& peers,
+                         std::vector<std::shared_ptr<SharedRegion>> levels)
+    : memory_(std::move(memory)),
+      rank_(rank),
+      levels_(std::move(levels)),
+      peers_(static_cast<size_t>(memory_->size())),
+      wake_(-1) {
     for (const Connections& connections : peers) {
         const bool is_peer =
             connections.rank >= 0 && connections.rank < memory_->size() && connections.rank != rank_;
@@ -304,9 +309,12 @@ void SocketLinks::arrived(Peer& peer, const Frame& frame) {
             return;
         case FrameKind::done:
             return;
-        case FrameKind::lost:
-            return memory_->region().raise_epoch(static_cast<Loss>(frame.total),
-                                                 pid_of(static_cast<int>(frame.offset)));
+        case FrameKind::lost: {
+            SharedRegion& region = memory_->region();
+            const RankSlot& lost = region.slot(static_cast<int>(frame.offset));
+            return region.raise_epoch(static_cast<Loss>(frame.total),
+                                      lost.pid.load(std::memory_order_acquire));
+        }
         case FrameKind::left:
             peer.slot.state.store(static_cast<int32_t>(RankState::left), std::memory_order_release);
     }
@@ -336,6 +344,7 @@ void SocketLinks::lose(Peer& peer, FrameReader::State state, int error) {
 // The other hosts learn why, unless somebody is in the middle of a frame to them.
 void SocketLinks::give_up() {
     const SharedRegion& region = memory_->region();
+    for (const auto& level : levels_) level->raise_epoch(region.loss(), region.lost_pid());
     for (const auto& peer : peers_) {
         if (!peer) continue;
         if (peer->sending.try_lock()) {

@@ -38,9 +38,10 @@ class SocketLinks {
     };
     static constexpr size_t kMaxStreams = 16;
 
-    // Takes the descriptors over and makes them non-blocking. Throws std::invalid_argument,
-    // std::system_error.
-    SocketLinks(std::shared_ptr<PeerMemory> memory, int rank, const std::vector<Connections>& peers);
+    // Takes the descriptors over and makes them non-blocking. levels: regions whose epoch is raised when that
+    // of the memory's region was. Throws std::invalid_argument, std::system_error.
+    SocketLinks(std::shared_ptr<PeerMemory> memory, int rank, const std::vector<Connections>& peers,
+                std::vector<std::shared_ptr<SharedRegion>> levels = {});
     ~SocketLinks();  // leave()
     SocketLinks(const SocketLinks&) = delete;
     SocketLinks& operator=(const SocketLinks&) = delete;
@@ -85,6 +86,7 @@ class SocketLinks {
     std::shared_ptr<PeerMemory> memory_;
     int rank_;
     bool (*interrupted_)() = nullptr;
+    std::vector<std::shared_ptr<SharedRegion>> levels_;
     std::vector<std::unique_ptr<Peer>> peers_;  // by rank; null for those that share memory
     int wake_;                                  // an eventfd that ends the thread
     std::atomic<bool> leaving_{false};

@@ -1,4 +1,4 @@
-"""A group of processes that torchrun started on one host, for the fused ops from Python.
+"""A group of processes that torchrun started, on one host or several, for the ops and collectives from Python.
 
 group = init_group()                       # in every process
 fastserve.ops.matmul_all_reduce(x, w, group=group)
@@ -10,11 +10,19 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import secrets
+import struct
 import weakref
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Protocol, Self
 
+import msgspec
+
 from fastserve import _C
+from fastserve.distributed.directory import Directory, TcpDirectory, own_address
+from fastserve.distributed.hosts import Layout, this_host
+from fastserve.distributed.mesh import SECRET_BYTES, Connections, Level, Mesh
 from fastserve.distributed.rendezvous import (
     Deadline,
     Peer,
@@ -24,10 +32,12 @@ from fastserve.distributed.rendezvous import (
     hand_out,
     join,
     listen,
+    spans_hosts,
 )
 from fastserve.errors import GroupError
 
 SYMMETRIC_BYTES = 8 << 20  # 512 rows of 4096 floats in one go; larger matrices go in slices
+SILENCE_S = 5.0
 TIMEOUT_S = 60.0  # ranks that import torch from a cold disk start many seconds apart
 
 
@@ -46,21 +56,33 @@ class Group:
     Every rank calls the same collectives in the same order, one at a time.
     """
 
-    def __init__(self, rank: int, region: _C.SharedRegion, exchange: _C.Exchange, watched: list[int]) -> None:
-        self.rank = rank
-        self.size = region.num_ranks
-        self.region = region
-        self.exchange = exchange
-        self.peers = _C.PeerGroup(exchange)
-        self._watcher = _C.Watcher(watched, region)
+    def __init__(
+        self, peers: _C.PeerGroup, exchange: _C.Exchange, watchers: list[_C.Watcher], *, spans_hosts: bool
+    ) -> None:
+        self.rank = exchange.rank
+        self.size = exchange.size
+        self.peers = peers
+        self.spans_hosts = spans_hosts
+        self._exchange = exchange
         # Also at exit: a process that ends in good order is no loss to the others.
-        self._leave = weakref.finalize(self, _leave, exchange, self._watcher)
+        self._leave = weakref.finalize(self, _leave, peers, watchers)
+
+    @property
+    def exchange(self) -> _C.Exchange:
+        """Raises GroupError where the group spans hosts, which share no memory."""
+        if self.spans_hosts:
+            raise GroupError("this group spans hosts: its ranks exchange buffers, by `peers`, and no tiles")
+        return self._exchange
+
+    def raise_epoch(self) -> None:
+        """Ends the group for all ranks: whoever waits for one gets a RankLostError."""
+        self._exchange.raise_epoch()
 
     def all_reduce(self, tensor: TorchTensor) -> None:
         """Sums a contiguous CPU tensor over the ranks, in place: the same bits on all of them.
 
-        fp32, fp64, fp16, bf16 (both summed in fp32 and rounded once) or integers. Raises ValueError for another
-        kind of tensor, RankLostError when a rank is gone.
+        fp32, fp64, fp16, bf16 (both summed in fp32 and rounded once, across hosts once on each level) or integers.
+        Raises ValueError for another kind of tensor, RankLostError when a rank is gone.
         """
         if not self._leave.alive:
             raise GroupError("the group is closed")
@@ -85,9 +107,10 @@ class Group:
         self.close()
 
 
-def _leave(exchange: _C.Exchange, watcher: _C.Watcher) -> None:
-    exchange.leave()
-    watcher.close()
+def _leave(peers: _C.PeerGroup, watchers: list[_C.Watcher]) -> None:
+    peers.leave()
+    for watcher in watchers:
+        watcher.close()
 
 
 _SUM = _C.REDUCE_OPS.index("sum")
@@ -118,56 +141,149 @@ def _buffer(tensor: TorchTensor) -> tuple[int, int, int]:
     return tensor.data_ptr(), math.prod(tensor.shape), code
 
 
-def init_group(*, symmetric_bytes: int = SYMMETRIC_BYTES, timeout_s: float = TIMEOUT_S) -> Group:
-    """Makes the group of all processes of this torchrun; every one of them calls it.
+def init_group(
+    *, symmetric_bytes: int = SYMMETRIC_BYTES, timeout_s: float = TIMEOUT_S, silence_s: float = SILENCE_S
+) -> Group:
+    """Makes the group of all processes of this torchrun, on one host or several; every one of them calls it.
 
     symmetric_bytes  what one fused op can hold per rank; rank 0's counts. Larger matrices go in slices.
-    Raises GroupError if torchrun's variables are missing, the run spans several hosts, or a rank does not
-    come within timeout_s.
+    silence_s        how long a host may be cut off before its ranks count as dead
+    Across hosts rank 0 listens at port FASTSERVE_PORT (MASTER_PORT + 1) of MASTER_ADDR, and every rank at a port
+    that the system chooses, of the address from which it reaches MASTER_ADDR (or FASTSERVE_ADDRESS).
+    Raises GroupError if torchrun's variables are missing or wrong, or a rank does not come within timeout_s.
     """
-    return meet(Place.from_environment(os.environ), symmetric_bytes=symmetric_bytes, timeout_s=timeout_s)
+    place = Place.from_environment(os.environ)
+    deadline = Deadline(timeout_s)
+    with _explained(place.rank, timeout_s):
+        if not spans_hosts(os.environ):
+            return _meet(place, deadline, symmetric_bytes)
+        with TcpDirectory.from_environment(place, os.environ, deadline) as directory:
+            return _meet_anywhere(directory, place.rank, deadline, symmetric_bytes, silence_s)
 
 
-def meet(place: Place, *, symmetric_bytes: int, timeout_s: float) -> Group:
-    """Makes the group of all processes that call this with the same place. Raises GroupError."""
+def meet(
+    directory: Directory, rank: int, *, symmetric_bytes: int, timeout_s: float, silence_s: float = SILENCE_S
+) -> Group:
+    """Makes the group of all ranks that share the directory, wherever they are. Raises GroupError."""
+    with _explained(rank, timeout_s):
+        return _meet_anywhere(directory, rank, Deadline(timeout_s), symmetric_bytes, silence_s)
+
+
+@contextlib.contextmanager
+def _explained(rank: int, timeout_s: float) -> Iterator[None]:
+    try:
+        yield
+    except TimeoutError as error:
+        here = f"; {error}" if str(error).startswith("here") else ""
+        raise GroupError(f"rank {rank} waited {timeout_s:g} s for the others of its group{here}") from None
+    except (OSError, struct.error, msgspec.MsgspecError) as error:
+        raise GroupError(f"the group could not be made: {error}") from error
+
+
+class _Arrival(msgspec.Struct, frozen=True):
+    host: str
+    secret: str  # rank 0's counts: the name of the group's sockets, and what ranks of other hosts show
+
+
+class _Listening(msgspec.Struct, frozen=True):
+    address: str
+    port: int
+
+
+def _meet_anywhere(
+    directory: Directory, rank: int, deadline: Deadline, symmetric_bytes: int, silence_s: float
+) -> Group:
+    own = _Arrival(this_host(), secrets.token_hex(SECRET_BYTES))
+    arrivals = [
+        msgspec.json.decode(entry, type=_Arrival)
+        for entry in directory.share("hosts", msgspec.json.encode(own))
+    ]
+    layout = Layout.of([arrival.host for arrival in arrivals])
+    name = f"fastserve-{os.geteuid()}-{arrivals[0].secret}"
+    if len(layout.hosts) == 1:
+        return _meet(Place(rank, len(arrivals), name), deadline, symmetric_bytes)
+    with Mesh(rank, own_address(), bytes.fromhex(arrivals[0].secret), silence_s) as mesh:
+        listening = _Listening(own_address(), mesh.port)
+        entries = [
+            msgspec.json.decode(entry, type=_Listening)
+            for entry in directory.share("ports", msgspec.json.encode(listening))
+        ]
+        addresses = [(entry.address, entry.port) for entry in entries]
+        place = Place(layout.local(rank).index(rank), len(layout.local(rank)), name)
+        return _span(layout, rank, place, lambda levels: mesh.connect(levels, addresses, deadline), deadline)
+
+
+def _span(
+    layout: Layout,
+    rank: int,
+    place: Place,
+    connect: Callable[[Sequence[Level]], list[Connections]],
+    deadline: Deadline,
+) -> Group:
+    """place: of this rank among those of its host."""
+    across = layout.across(rank)
+    size = sum(len(ranks) for ranks in layout.hosts)
+    regions, watched = _share(place, deadline, [size, place.size] if across else [size], 1)
+    whole = Level(0, {peer: peer for peer in layout.remote(rank)})
+    level = Level(1, {peer: across.index(peer) for peer in across if peer != rank})
+    connections = connect([whole, level])
+    exchange = _C.Exchange(regions[0], rank)
+    local_peers = across_peers = None
+    if across:
+        local_peers = _C.PeerGroup(_C.Exchange(regions[1], place.rank))
+        region = _C.SharedRegion.create(len(across), 1, _C.peer_memory_bytes(len(across)))
+        across_peers = _C.PeerGroup(_C.Exchange(region, across.index(rank)), connections[1])
+    peers = _C.PeerGroup(exchange, connections[0], local_peers, across_peers)
+    watchers = [_C.Watcher(watched, region) for region in regions]
+    return Group(peers, exchange, watchers, spans_hosts=True)
+
+
+def _meet(place: Place, deadline: Deadline, symmetric_bytes: int) -> Group:
+    """All ranks of the place on this host."""
+    (region,), watched = _share(place, deadline, [place.size], symmetric_bytes)
+    exchange = _C.Exchange(region, place.rank)
+    return Group(_C.PeerGroup(exchange), exchange, [_C.Watcher(watched, region)], spans_hosts=False)
+
+
+def _share(
+    place: Place, deadline: Deadline, sizes: Sequence[int], symmetric_bytes: int
+) -> tuple[list[_C.SharedRegion], list[int]]:
+    """Regions of so many ranks that rank 0 of the place makes, and the processes that this rank is to watch:
+
+    rank 0 watches all others, and they watch rank 0; whoever notices tells everybody by the epoch.
+    """
+    if place.rank > 0:
+        return _join(place, deadline, sizes)
+    regions = [_C.SharedRegion.create(size, symmetric_bytes, _C.peer_memory_bytes(size)) for size in sizes]
     peers: dict[int, Peer] = {}
     try:
-        if place.rank == 0:
-            return _found(place, Deadline(timeout_s), peers, symmetric_bytes)
-        return _join(place, Deadline(timeout_s), peers)
+        if place.size > 1:
+            with listen(place) as listener:
+                accept_peers(place, listener, deadline, peers)
+            hand_out(peers, [region.fd for region in regions], deadline)
+        return regions, [peer.pid for peer in peers.values()]
     except TimeoutError:
-        found = sorted([place.rank, *peers])
-        raise GroupError(
-            f"rank {place.rank} waited {timeout_s:g} s for the group of {place.size}; here: {found}"
-        ) from None
-    except OSError as error:
-        raise GroupError(f"the group could not be made: {error}") from error
+        raise TimeoutError(f"here: {sorted([place.rank, *peers])}") from None
     finally:
         for peer in peers.values():
             peer.channel.close()
 
 
-def _found(place: Place, deadline: Deadline, peers: dict[int, Peer], symmetric_bytes: int) -> Group:
-    region = _C.SharedRegion.create(place.size, symmetric_bytes, _C.peer_memory_bytes(place.size))
-    exchange = _C.Exchange(region, 0)
-    with listen(place) as listener:
-        accept_peers(place, listener, deadline, peers)
-    hand_out(peers, region.fd, deadline)
-    # Rank 0 watches all others, and they watch rank 0: whoever notices tells everybody by the epoch.
-    return Group(0, region, exchange, [peer.pid for peer in peers.values()])
-
-
-def _join(place: Place, deadline: Deadline, peers: dict[int, Peer]) -> Group:
-    peers[0], descriptor = join(place, deadline)
+def _join(place: Place, deadline: Deadline, sizes: Sequence[int]) -> tuple[list[_C.SharedRegion], list[int]]:
     try:
-        region = _C.SharedRegion.attach(descriptor)
+        rank_0, descriptors = join(place, deadline)
+    except TimeoutError:
+        raise TimeoutError(f"here: [{place.rank}]") from None
+    try:
+        regions = [_C.SharedRegion.attach(descriptor) for descriptor in descriptors]
+        if [region.num_ranks for region in regions] != list(sizes):
+            found = [region.num_ranks for region in regions]
+            raise GroupError(f"rank 0 made groups of {found}, expected {list(sizes)}")
+        confirm(rank_0, deadline)
     except RuntimeError as error:
         raise GroupError(str(error)) from error
     finally:
-        with contextlib.suppress(OSError):
+        rank_0.channel.close()
+        for descriptor in descriptors:
             os.close(descriptor)
-    if region.num_ranks != place.size:
-        raise GroupError(f"rank 0 made a group of {region.num_ranks}, expected {place.size}")
-    exchange = _C.Exchange(region, place.rank)
-    confirm(peers[0], deadline)
-    return Group(place.rank, region, exchange, [peers[0].pid])
+    return regions, [rank_0.pid]

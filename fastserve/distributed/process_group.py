@@ -1,42 +1,32 @@
 """FastServe's rings as a backend of torch.distributed: `init_process_group(backend="fastserve")`.
 
-CPU tensors of one host. Ranks find each other through torch's own store and share memory from then on. What is asked
+CPU tensors. Ranks find each other through torch's own store; from then on those of one host share memory, and those
+of several are connected (mesh.py). What is asked
 for synchronously runs in the caller's thread; the rest one after the other on a thread, messages on a thread for each
 peer and direction. A rank that dies, or does not come within the timeout, is a DistBackendError on all others.
 """
 
 from __future__ import annotations
 
-import os
 import threading
 import time
-import uuid
 from collections.abc import Sequence
 from datetime import timedelta
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, distributed
 
+from fastserve.distributed.directory import Store, StoreDirectory
 from fastserve.distributed.group import meet
 from fastserve.distributed.process_group_work import FutureWork, Lane, Run
 from fastserve.distributed.reduction import reduction_of
 from fastserve.distributed.registration import BACKEND
-from fastserve.distributed.rendezvous import Place
 from fastserve.distributed.tensor_buffer import Buffer, Buffers
 from fastserve.errors import GroupError
 
-ADDRESS_KEY = "fastserve/group"
 SYMMETRIC_BYTES = 4096  # of the fused ops, which a process group does not run
 LOOK_S = 0.5  # how often works that take too long are looked for
-
-
-class Store(Protocol):
-    """What is used of torch's key-value stores."""
-
-    def set(self, key: str, value: str) -> None: ...
-    def get(self, key: str) -> bytes: ...
 
 
 def create(store: Store, rank: int, size: int, timeout: timedelta) -> ProcessGroup:
@@ -47,24 +37,6 @@ def create(store: Store, rank: int, size: int, timeout: timedelta) -> ProcessGro
         raise distributed.DistBackendError(str(error)) from error
 
 
-def _host() -> str:
-    """The same in all processes that can share memory: the kernel that runs, and its network namespace."""
-    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    return f"{boot}/{os.stat('/proc/self/ns/net').st_ino}"
-
-
-def _place(store: Store, rank: int, size: int) -> Place:
-    """Rank 0 invents a name that nobody can guess or take, and tells the others by the store."""
-    if rank == 0:
-        store.set(ADDRESS_KEY, f"{_host()} fastserve-{os.geteuid()}-{uuid.uuid4().hex}")
-    host, _, name = store.get(ADDRESS_KEY).decode().partition(" ")
-    if host != _host():
-        raise GroupError(
-            f"the backend {BACKEND} works on one host, and rank {rank} is on another than rank 0"
-        )
-    return Place(rank, size, name)
-
-
 _Base: Any = distributed.ProcessGroup  # its stubs know only the overloads of callers, not those of backends
 
 
@@ -73,7 +45,10 @@ class ProcessGroup(_Base):  # type: ignore[misc]
         super().__init__(rank, size)
         self._timeout_s = timeout.total_seconds()
         self._group = meet(
-            _place(store, rank, size), symmetric_bytes=SYMMETRIC_BYTES, timeout_s=self._timeout_s
+            StoreDirectory(store, rank, size),
+            rank,
+            symmetric_bytes=SYMMETRIC_BYTES,
+            timeout_s=self._timeout_s,
         )
         self._peers = self._group.peers
         self._collectives = Lane("fastserve-collectives", self._explain)
@@ -115,7 +90,7 @@ class ProcessGroup(_Base):  # type: ignore[misc]
             return
         self._closed.set()
         if self._is_busy():
-            self._group.region.raise_epoch()
+            self._group.raise_epoch()
         for lane in (self._collectives, *self._sends.values(), *self._receives.values()):
             lane.close()
         self._group.close()
@@ -357,7 +332,7 @@ class ProcessGroup(_Base):  # type: ignore[misc]
             starts_s = [lane.busy_since_s for lane in self._lanes()]
             if any(start_s is not None and now_s - start_s > self._timeout_s for start_s in starts_s):
                 self._expired = f"a collective took longer than the timeout of {self._timeout_s:g} s"
-                self._group.region.raise_epoch()
+                self._group.raise_epoch()
                 return
 
 

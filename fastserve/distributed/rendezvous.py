@@ -1,11 +1,11 @@
-"""How the processes of one host that torchrun started find each other and share memory.
+"""How the processes of one host find each other and share memory.
 
 Rank 0 listens on an abstract unix socket: no file, nothing to leave behind. Its name follows from what
 torchrun gives every process of a run. Either side refuses a peer of another user. The layout of messages is
 fixed.
 
     rank r -> 0   HELLO      magic, protocol, rank, number of ranks
-    0 -> rank r   the region's descriptor (SCM_RIGHTS), once every rank has said hello
+    0 -> rank r   the regions' descriptors (SCM_RIGHTS), once every rank has said hello
     rank r -> 0   READY      attached
     0 -> rank r   READY      everybody has attached
 """
@@ -16,7 +16,7 @@ import os
 import socket
 import struct
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -27,6 +27,7 @@ PROTOCOL = 1
 HELLO = struct.Struct("=QIii")  # magic, protocol, rank, size
 CREDENTIALS = struct.Struct("=iii")  # SO_PEERCRED: pid, uid, gid
 READY = b"R"
+MAX_REGIONS = 2
 RETRY_S = 0.01  # until rank 0 listens
 
 
@@ -41,18 +42,19 @@ class Place:
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> Self:
         """Raises GroupError naming the variable that is missing or wrong."""
-        rank, size = (_number(environment, name) for name in ("RANK", "WORLD_SIZE"))
+        rank, size = (number_of(environment, name) for name in ("RANK", "WORLD_SIZE"))
         if not 0 <= rank < size:
             raise GroupError(f"RANK must be in [0, WORLD_SIZE), got {rank} of {size}")
-        local_size = _number(environment, "LOCAL_WORLD_SIZE", size)
-        if local_size != size or _number(environment, "LOCAL_RANK", rank) != rank:
-            raise GroupError(
-                f"a group spans one host for now, but WORLD_SIZE is {size} and LOCAL_WORLD_SIZE {local_size}"
-            )
-        port = _number(environment, "MASTER_PORT")
+        port = number_of(environment, "MASTER_PORT")
         run = environment.get("TORCHELASTIC_RUN_ID", "none")
         restart = environment.get("TORCHELASTIC_RESTART_COUNT", "0")
         return cls(rank, size, f"fastserve-{os.geteuid()}-{port}-{restart}-{run}"[:100])
+
+
+def spans_hosts(environment: Mapping[str, str]) -> bool:
+    """Whether the run has more processes than this host. Raises GroupError for what is no number."""
+    size = number_of(environment, "WORLD_SIZE")
+    return number_of(environment, "LOCAL_WORLD_SIZE", size) != size
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +64,8 @@ class Peer:
     channel: socket.socket
 
 
-def _number(environment: Mapping[str, str], name: str, default: int | None = None) -> int:
+def number_of(environment: Mapping[str, str], name: str, default: int | None = None) -> int:
+    """A variable's value. Raises GroupError if it is missing, without a default, or no number."""
     text = environment.get(name)
     if text is None:
         if default is not None:
@@ -85,7 +88,8 @@ def credentials(channel: socket.socket) -> tuple[int, int]:
     return pid, uid
 
 
-def _receive(channel: socket.socket, size: int) -> bytes:
+def receive_exactly(channel: socket.socket, size: int) -> bytes:
+    """Raises GroupError if the other end closes first."""
     data = b""
     while len(data) < size:
         part = channel.recv(size - len(data))
@@ -131,7 +135,7 @@ def accept_peers(place: Place, listener: socket.socket, deadline: Deadline, peer
             continue
         channel.settimeout(deadline.left())
         try:
-            magic, protocol, rank, size = HELLO.unpack(_receive(channel, HELLO.size))
+            magic, protocol, rank, size = HELLO.unpack(receive_exactly(channel, HELLO.size))
         except (GroupError, OSError):
             channel.close()  # whoever it was, it said no hello
             continue
@@ -142,20 +146,20 @@ def accept_peers(place: Place, listener: socket.socket, deadline: Deadline, peer
         peers[rank] = Peer(rank, pid, channel)
 
 
-def hand_out(peers: Mapping[int, Peer], region_fd: int, deadline: Deadline) -> None:
-    """Gives every peer the region and returns when all have attached."""
+def hand_out(peers: Mapping[int, Peer], descriptors: Sequence[int], deadline: Deadline) -> None:
+    """Gives every peer the regions, at most MAX_REGIONS, and returns when all have attached."""
     for peer in peers.values():
         peer.channel.settimeout(deadline.left())
-        socket.send_fds(peer.channel, [READY], [region_fd])
+        socket.send_fds(peer.channel, [READY], descriptors)
     for peer in peers.values():
         peer.channel.settimeout(deadline.left())
-        _receive(peer.channel, 1)
+        receive_exactly(peer.channel, 1)
     for peer in peers.values():
         peer.channel.sendall(READY)
 
 
-def join(place: Place, deadline: Deadline) -> tuple[Peer, int]:
-    """(rank 0, the region's descriptor, which is the caller's to close)."""
+def join(place: Place, deadline: Deadline) -> tuple[Peer, list[int]]:
+    """(rank 0, the regions' descriptors, which are the caller's to close)."""
     channel = _connect(place, deadline)
     try:
         pid, uid = credentials(channel)
@@ -163,20 +167,20 @@ def join(place: Place, deadline: Deadline) -> tuple[Peer, int]:
             raise GroupError(f"rank 0's socket ({place.name}) belongs to another user (uid {uid})")
         channel.sendall(HELLO.pack(MAGIC, PROTOCOL, place.rank, place.size))
         channel.settimeout(deadline.left())
-        message, descriptors, _, _ = socket.recv_fds(channel, 1, 1)
-        if message != READY or len(descriptors) != 1:
+        message, descriptors, _, _ = socket.recv_fds(channel, 1, MAX_REGIONS)
+        if message != READY or not descriptors:
             raise GroupError("rank 0 ended or turned this rank away while the group was being made")
     except BaseException:
         channel.close()
         raise
-    return Peer(0, pid, channel), descriptors[0]
+    return Peer(0, pid, channel), descriptors
 
 
 def confirm(rank_0: Peer, deadline: Deadline) -> None:
     """Says that this rank has attached and returns when all have."""
     rank_0.channel.settimeout(deadline.left())
     rank_0.channel.sendall(READY)
-    _receive(rank_0.channel, 1)
+    receive_exactly(rank_0.channel, 1)
 
 
 def _connect(place: Place, deadline: Deadline) -> socket.socket:

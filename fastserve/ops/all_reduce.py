@@ -6,7 +6,7 @@ from torch import Tensor
 
 from fastserve import _C
 from fastserve.ops import arguments, registry
-from fastserve.ops.group import Group, exchange_of, handle_of, reference_sum
+from fastserve.ops.group import Group, handle_of, reducer_of, reference_sum, sum_rows
 
 
 def all_reduce(x: Tensor, group: Group | None) -> None:
@@ -30,10 +30,14 @@ def _check(x: Tensor, exchange: int) -> None:
 
 def _cpu(x: Tensor, exchange: int) -> None:
     _check(x, exchange)
-    peers = exchange_of(exchange)
-    if peers is not None and x.numel():
-        _C.ops.all_reduce(x.data_ptr(), x.stride(0), x.shape[0], x.shape[1], peers)
-        peers.check()
+    reducer = reducer_of(exchange)
+    if reducer is None or not x.numel():
+        return
+    if isinstance(reducer, _C.PeerGroup):
+        sum_rows(reducer, x)
+    else:
+        _C.ops.all_reduce(x.data_ptr(), x.stride(0), x.shape[0], x.shape[1], reducer)
+        reducer.check()
 
 
 _op = registry.register("all_reduce(Tensor(a!) x, int exchange) -> ()", cpu=_cpu, fake=_check)

@@ -20,28 +20,47 @@ class Group(Protocol):
     @property
     def size(self) -> int: ...
     @property
+    def spans_hosts(self) -> bool: ...
+    @property
     def exchange(self) -> _C.Exchange: ...
+    @property
+    def peers(self) -> _C.PeerGroup: ...
 
 
-# A torch op takes tensors and numbers, so an exchange travels as its id; an entry dies with its exchange.
-_exchanges: WeakValueDictionary[int, _C.Exchange] = WeakValueDictionary()
+# Tiles go through an exchange; ranks of several hosts share no memory for tiles and sum finished rows.
+Reducer = _C.Exchange | _C.PeerGroup
+
+# A torch op takes tensors and numbers, so a reducer travels as its id; an entry dies with its reducer.
+_reducers: WeakValueDictionary[int, Reducer] = WeakValueDictionary()
+
+_F32 = _C.DATA_TYPES.index("f32")
+_SUM = _C.REDUCE_OPS.index("sum")
 
 
 def handle_of(group: Group | None) -> int:
-    """The number under which a registered op finds the group's exchange; 0: alone."""
+    """The number under which a registered op finds what sums for the group; 0: alone."""
     if group is None or group.size == 1:
         return 0
-    _exchanges[id(group.exchange)] = group.exchange
-    return id(group.exchange)
+    reducer = group.peers if group.spans_hosts else group.exchange
+    _reducers[id(reducer)] = reducer
+    return id(reducer)
 
 
-def exchange_of(handle: int) -> _C.Exchange | None:
+def reducer_of(handle: int) -> Reducer | None:
     """Raises ValueError for a handle of no living group."""
     if handle == 0:
         return None
-    exchange = _exchanges.get(handle)
-    arguments.require("exchange", exchange is not None, "be the handle of a living group", handle)
-    return exchange
+    reducer = _reducers.get(handle)
+    arguments.require("exchange", reducer is not None, "be the handle of a living group", handle)
+    return reducer
+
+
+def sum_rows(peers: _C.PeerGroup, x: Tensor) -> None:
+    """x [T, D] fp32 = its sum over the ranks, in place. Raises RankLostError."""
+    rows = x if x.is_contiguous() else x.contiguous()
+    peers.all_reduce(rows.data_ptr(), rows.numel(), _F32, _SUM, False)
+    if rows is not x:
+        x.copy_(rows)
 
 
 def reference_sum(x: Tensor, group: Group | None) -> Tensor:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fastserve import _C
 from fastserve.ops import arguments, registry
-from fastserve.ops.group import Group, exchange_of, handle_of, reference_sum
+from fastserve.ops.group import Group, handle_of, reducer_of, reference_sum, sum_rows
 from fastserve.ops.matmul import allocate, check_alignment
 from fastserve.ops.matmul import reference as reference_matmul
 from fastserve.ops.packed_weight import PackedWeight, WeightType, pack
@@ -21,7 +21,7 @@ def matmul_all_reduce(x: Tensor, w: PackedWeight | Tensor, group: Group | None) 
     x     [M, K_rank] fp32, rows contiguous: this rank's columns; M the same on every rank
     w     [N, K_rank] PackedWeight, or a plain fp32, bf16 or fp16 tensor, which every call packs anew (fp32
           stays fp32): pack a weight that is used twice
-    group the ranks that all make this call; None: alone
+    group the ranks that all make this call; None: alone. Across hosts rows are summed once they are finished.
     out   [M, N] fp32
     Raises ValueError naming the argument whose shape or dtype is wrong, RankLostError if a rank died.
     """
@@ -42,14 +42,19 @@ def _allocate(x: Tensor, w: Tensor, type: str, n: int, k: int, exchange: int) ->
 def _cpu(x: Tensor, w: Tensor, type: str, n: int, k: int, exchange: int) -> Tensor:  # noqa: PLR0917 (the schema's order)
     out = allocate(x, w, type, n, k)
     check_alignment(w)
-    peers = exchange_of(exchange)
-    if x.shape[0]:
-        _C.ops.matmul_all_reduce(
-            x.data_ptr(), x.stride(0), x.shape[0], w.data_ptr(), type, n, k,
-            out.data_ptr(), out.stride(0), peers,
-        )  # fmt: skip
-        if peers is not None:
-            peers.check()
+    reducer = reducer_of(exchange)
+    if not x.shape[0]:
+        return out
+    product = (
+        x.data_ptr(), x.stride(0), x.shape[0], w.data_ptr(), type, n, k, out.data_ptr(), out.stride(0)
+    )  # fmt: skip
+    if isinstance(reducer, _C.PeerGroup):
+        _C.ops.matmul(*product)
+        sum_rows(reducer, out)
+    else:
+        _C.ops.matmul_all_reduce(*product, reducer)
+        if reducer is not None:
+            reducer.check()
     return out
 
 

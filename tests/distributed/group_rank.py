@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import hashlib
 import os
 import signal
 import sys
@@ -45,6 +46,28 @@ def reduce_order_matters(group: Group) -> None:
     tensor = Tensor([(1e8, 1.0, -1e8)[(group.rank + i) % 3] + i / 3 for i in range(512)], (1, 512))
     group.all_reduce(tensor)
     print(tensor.values.tobytes().hex())
+
+
+def reduce_large(group: Group) -> None:
+    """Of one part and of many, in levels and not; prints what must be alike everywhere."""
+    digest = hashlib.sha256()
+    for count in (1, 1000, 16_384, 100_003, 700_001):
+        values = [(1e8, 1.0, -1e8)[(group.rank + i) % 3] + i / 3 for i in range(count)]
+        tensor = Tensor(values, (count,))
+        group.all_reduce(tensor)
+        digest.update(tensor.values.tobytes())
+        whole = Tensor([float((group.rank + i) % 5) for i in range(count)], (count,))
+        group.all_reduce(whole)
+        expected = [float(sum((rank + i) % 5 for rank in range(group.size))) for i in range(count)]
+        assert list(whole.values) == expected
+        group.barrier()
+    print(f"sums {digest.hexdigest()}")
+
+
+def wait_and_tell(group: Group) -> None:
+    group.barrier()
+    print("waiting", flush=True)
+    wait_for_ever(group)
 
 
 def refuse(group: Group) -> None:
@@ -91,7 +114,8 @@ def wait_for_ever(group: Group) -> None:
 
 def main() -> None:
     try:
-        with init_group(symmetric_bytes=4096, timeout_s=float(os.environ.get("TIMEOUT_S", "30"))) as group:
+        timeout_s, silence_s = (float(os.environ.get(name, "30")) for name in ("TIMEOUT_S", "SILENCE_S"))
+        with init_group(symmetric_bytes=4096, timeout_s=timeout_s, silence_s=silence_s) as group:
             assert (group.rank, group.size) == (int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
             globals()[sys.argv[1]](group)
     except KeyboardInterrupt:

@@ -124,7 +124,10 @@ def test_wrong_tensors_are_refused(run: Run) -> None:
 @pytest.mark.parametrize("rank", [0, 1])
 def test_rank_whose_peers_never_come_says_so(run: Run, rank: int) -> None:
     run.start(rank, "reduce_shapes", TIMEOUT_S="0.2")
-    assert run.output(rank) == f"GroupError: rank {rank} waited 0.2 s for the group of 2; here: [{rank}]"
+    assert (
+        run.output(rank)
+        == f"GroupError: rank {rank} waited 0.2 s for the others of its group; here: [{rank}]"
+    )
 
 
 def test_second_rank_0_of_a_run_is_refused(run: Run) -> None:

@@ -49,7 +49,6 @@ def test_runs_have_names_of_their_own(variable: str) -> None:
         ({"RANK": "two"}, "RANK must be a number, got 'two'"),
         ({"RANK": "2"}, r"RANK must be in \[0, WORLD_SIZE\), got 2 of 2"),
         ({"MASTER_PORT": None}, "MASTER_PORT is not set"),
-        ({"LOCAL_WORLD_SIZE": "1"}, "one host for now, but WORLD_SIZE is 2 and LOCAL_WORLD_SIZE 1"),
     ],
 )
 def test_environment_that_is_not_torchruns_is_refused(variables: dict[str, str | None], message: str) -> None:
@@ -65,7 +64,7 @@ def test_descriptor_reaches_the_other_rank_past_a_stranger() -> None:
     received: list[bytes] = []
 
     def rank_1() -> None:
-        peer, descriptor = join(places[1], Deadline(10))
+        peer, (descriptor,) = join(places[1], Deadline(10))
         received.append(os.pread(descriptor, 100, 0))
         os.close(descriptor)
         confirm(peer, Deadline(10))
@@ -80,7 +79,7 @@ def test_descriptor_reaches_the_other_rank_past_a_stranger() -> None:
         thread.start()
         accept_peers(places[0], listener, Deadline(10), peers)
     assert peers[1].pid == os.getpid()
-    hand_out(peers, shared, Deadline(10))
+    hand_out(peers, [shared], Deadline(10))
     thread.join()
     peers[1].channel.close()
     os.close(shared)

@@ -6,18 +6,18 @@ from types import SimpleNamespace
 import pytest
 
 from fastserve import _C
-from fastserve.ops.group import exchange_of, handle_of
+from fastserve.ops.group import handle_of, reducer_of
 
 
 def test_a_handle_leads_to_its_exchange_as_long_as_that_lives() -> None:
     exchange = _C.Exchange(_C.SharedRegion.create(2, 4096, 0), 0)
-    handle = handle_of(SimpleNamespace(rank=0, size=2, exchange=exchange))
-    assert exchange_of(handle) is exchange
+    handle = handle_of(SimpleNamespace(rank=0, size=2, spans_hosts=False, exchange=exchange))
+    assert reducer_of(handle) is exchange
     del exchange
     gc.collect()
     with pytest.raises(ValueError, match="exchange must be the handle of a living group"):
-        exchange_of(handle)
+        reducer_of(handle)
 
 
 def test_alone_there_is_no_exchange() -> None:
-    assert exchange_of(handle_of(None)) is None
+    assert reducer_of(handle_of(None)) is None
