@@ -8,6 +8,7 @@
 #include "network.h"
 #include "ranks.h"
 #include "ring/collectives.h"
+#include "ring/hierarchy.h"
 #include "ring/point_to_point.h"
 
 using namespace fastserve;
@@ -408,9 +409,84 @@ void test_a_raised_epoch_ends_every_wait() {
     });
 }
 
+// Ranks 0, 1 on one host, 2, 3 on the other; the levels have regions and connections of their own.
+void test_sums_in_levels() {
+    const Regions whole = {region_for(4), nullptr, region_for(4), nullptr};
+    const Regions local = {region_for(2), nullptr, region_for(2), nullptr};
+    const auto of = [](const Regions& regions, int rank) {
+        return regions[static_cast<size_t>(rank / 2 * 2)];
+    };
+    Network network({0, 0, 1, 1}), columns_0({0, 1}), columns_1({0, 1});
+    run_ranks({whole[0], whole[0], whole[2], whole[2]}, [&](Exchange& exchange) {
+        const int rank = exchange.rank(), place = rank % 2, host = rank / 2;
+        Peers peers(exchange, std::make_shared<SocketLinks>(std::make_shared<PeerMemory>(of(whole, rank)),
+                                                            rank, network.connect(rank)));
+        Exchange local_exchange(of(local, rank), place), across_exchange(region_for(2), host);
+        Peers beside(local_exchange);
+        Network& columns = place == 0 ? columns_0 : columns_1;
+        Peers across(across_exchange, std::make_shared<SocketLinks>(
+                                          std::make_shared<PeerMemory>(across_exchange.shared_region()), host,
+                                          columns.connect(host)));
+        Hierarchy levels(peers.collectives, beside.collectives, across.collectives);
+        for (const int64_t count : {16'384, 20'001, 300'003}) {
+            CHECK(levels.takes(count, kSum));
+            std::vector<float> data = floats(rank, 7, count);
+            CHECK(levels.all_reduce(data.data(), count, kSum));
+            CHECK(is_sum(data, 4, 7));
+            check_everywhere(peers, data);
+            std::vector<double> mean(static_cast<size_t>(count), 1.0 + rank);
+            CHECK(levels.all_reduce(mean.data(), count, {DataType::f64, ReduceOp::sum, true}));
+            for (const double value : mean) CHECK(value == 2.5);
+        }
+        CHECK(!levels.takes(100, kSum));
+        CHECK(!levels.takes(1 << 20, {DataType::s32, ReduceOp::sum, true}));
+    });
+}
+
+// Whoever holds the other end of a connection cannot make a rank write where it should not.
+void test_garbage_on_a_connection_ends_the_group() {
+    const size_t slot = PeerMemory::slot_bytes(2);
+    Frame no_frame{}, outside{}, far{};
+    no_frame.magic = 0x1234;
+    outside = {.magic = kFrameMagic,
+               .kind = FrameKind::last,
+               .area = 0,
+               .bytes = 16,
+               .number = 1,
+               .done = 0,
+               .offset = static_cast<uint32_t>(slot) - 8,
+               .total = static_cast<uint32_t>(slot) + 8};
+    far = {.magic = kFrameMagic,
+           .kind = FrameKind::lost,
+           .area = 0,
+           .bytes = 0,
+           .number = 0,
+           .done = 0,
+           .offset = 1u << 31,
+           .total = 1};
+    for (const Frame& frame : {no_frame, outside, far}) {
+        const auto region = region_for(2);
+        int streams[2], mail[2];
+        CHECK(socketpair(AF_UNIX, SOCK_STREAM, 0, streams) == 0 &&
+              socketpair(AF_UNIX, SOCK_STREAM, 0, mail) == 0);
+        const auto exchange = make_exchange(region, 0);
+        Peers peers(*exchange, std::make_shared<SocketLinks>(
+                                   std::make_shared<PeerMemory>(region), 0,
+                                   std::vector<SocketLinks::Connections>{{1, {streams[0]}, mail[0]}}));
+        CHECK(write(streams[1], &frame, sizeof frame) == sizeof frame);
+        std::vector<float> data(100);
+        CHECK(!peers.collectives.all_reduce(data.data(), 100, kSum));
+        CHECK(region->loss() == Loss::garbled);
+        close(streams[1]);
+        close(mail[1]);
+    }
+}
+
 }  // namespace
 
 int main() {
+    test_sums_in_levels();
+    test_garbage_on_a_connection_ends_the_group();
     test_all_reduce_gives_all_ranks_the_same_sum();
     test_integers_of_every_size_and_op();
     test_sixteen_bit_floats_are_rounded_once();
