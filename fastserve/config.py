@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -12,7 +13,6 @@ OnLoss = Literal["respawn", "shrink"]
 DEFAULT_MODEL = "smollm2-135m"
 MAX_HEARTBEAT_S = 3600.0
 _COUNTS = (
-    "devices",
     "max_num_tokens",
     "max_num_seqs",
     "max_model_len",
@@ -32,12 +32,26 @@ def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
 
 
+def given_shares(shares: str) -> list[float] | None:
+    """The numbers, if `shares` are numbers. Raises ValueError."""
+    if shares in ("auto", "equal"):
+        return None
+    try:
+        numbers = [float(number) for number in shares.split(",")]
+    except ValueError:
+        numbers = []
+    if not numbers or not all(0 < number < math.inf for number in numbers):
+        raise ValueError(f"shares must be auto, equal or positive numbers such as 2,1; got {shares!r}")
+    return numbers
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineConfig:
     """Raises ValueError naming the option, the rule and the value."""
 
     model: str = DEFAULT_MODEL  # a known name, or a path to a GGUF file
-    devices: int = 1
+    devices: int | str = 1  # how many, or which: distributed/devices.py
+    shares: str = "auto"  # of the work, per device: by measured speed, "equal", or numbers such as "2,1"
     max_num_tokens: int = 512  # rows of a step: decodes first, chunks of prompts fill the rest
     max_num_seqs: int = 64  # requests that run at a time
     max_model_len: int | None = None  # None: the model's own context length
@@ -58,6 +72,9 @@ class EngineConfig:
             raise ValueError("model must name a model or a file, got ''")
         for name in _COUNTS:
             _at_least(name, getattr(self, name), 1)
+        if isinstance(self.devices, int):
+            _at_least("devices", self.devices, 1)
+        given_shares(self.shares)
         _at_least("seed", self.seed, 0)
         if not 1 <= self.heartbeat_s <= MAX_HEARTBEAT_S:
             raise ValueError(f"heartbeat_s must be in [1, {MAX_HEARTBEAT_S:g}], got {self.heartbeat_s}")

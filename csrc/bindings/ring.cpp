@@ -77,11 +77,21 @@ std::shared_ptr<Exchange> exchange_of(std::shared_ptr<SharedRegion> region, int 
     return exchange;
 }
 
-uint64_t beats_of(const SharedRegion& region, int rank) {
+const RankSlot& slot_of(const SharedRegion& region, int rank) {
     if (rank < 0 || rank >= region.num_ranks())
         throw py::value_error("rank must be in [0, " + std::to_string(region.num_ranks()) + "), got " +
                               std::to_string(rank));
-    return region.slot(rank).beats.load(std::memory_order_relaxed);
+    return region.slot(rank);
+}
+
+uint64_t beats_of(const SharedRegion& region, int rank) {
+    return slot_of(region, rank).beats.load(std::memory_order_relaxed);
+}
+
+std::pair<double, double> times_of(const SharedRegion& region, int rank) {
+    const RankSlot& slot = slot_of(region, rank);
+    const double waiting_s = 1e-9 * static_cast<double>(slot.waiting_ns.load(std::memory_order_relaxed));
+    return {1e-9 * static_cast<double>(slot.step_ns.load(std::memory_order_relaxed)) - waiting_s, waiting_s};
 }
 
 // "" or the name of an algorithm.
@@ -114,6 +124,9 @@ void bind_ring(py::module_& m) {
         .def_property_readonly("failed", &SharedRegion::failed)
         .def_property_readonly("loss", &SharedRegion::loss_text, "What is known about the group's end.")
         .def("beats", &beats_of, py::arg("rank"), "How often a rank showed that it goes on.")
+        .def(
+            "times", &times_of, py::arg("rank"),
+            "(busy, waiting): seconds that a rank has spent in steps computing, and waiting for other ranks.")
         .def("raise_epoch", [](SharedRegion& region) { region.raise_epoch(); });
 
     py::class_<Exchange, std::shared_ptr<Exchange>>(m, "Exchange")

@@ -68,14 +68,14 @@ void Faults::before(const char* op) {
     num_published_.store(0, std::memory_order_relaxed);
     in_exchange_ = in_exchange;
     start_ = Clock::now();
-    waited_ns_ = exchange_ ? exchange_->waited_ns() : 0;
+    waited_ns_ = exchange_ ? exchange_->waiting_ns() : 0;
 }
 
 void Faults::after() {
     if (slowness_ <= 1.0) return;
     const auto now = Clock::now();
     // A slow device does not wait more slowly.
-    const std::chrono::nanoseconds waited((exchange_ ? exchange_->waited_ns() : 0) - waited_ns_);
+    const std::chrono::nanoseconds waited((exchange_ ? exchange_->waiting_ns() : 0) - waited_ns_);
     const auto end =
         now + std::chrono::duration_cast<Clock::duration>((now - start_ - waited) * (slowness_ - 1));
     while (Clock::now() < end) spin_pause();

@@ -46,8 +46,10 @@ std::string WorkerLoop::run_step(Team& team) {
     const auto start = std::chrono::steady_clock::now();
     program_->slots().apply(reinterpret_cast<const int32_t*>(message_.data()), message_.size() / 4);
     if (!program_->replay(team)) return "a rank of the group was lost in the middle of a step";
-    if (!results_) return "";
     const auto elapsed = std::chrono::steady_clock::now() - start;
+    if (program_->exchange())
+        program_->exchange()->add_step(std::chrono::duration_cast<std::chrono::nanoseconds>(elapsed).count());
+    if (!results_) return "";
     const auto elapsed_us = std::chrono::duration_cast<std::chrono::microseconds>(elapsed).count();
     program_->slots().encode_result(static_cast<int32_t>(elapsed_us), result_);
     if (!results_->write(result_.data(), 4 * result_.size(), kResultTimeoutMs))

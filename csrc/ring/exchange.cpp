@@ -64,7 +64,8 @@ Collective Exchange::begin(const Worker& worker) const {
     const uint64_t number = number_.load(std::memory_order_relaxed) + 1;
     return {.number = number,
             .half_offset = number % 2 * half_bytes_,
-            .crowded = worker.num_threads * size_ > num_cores_};
+            .crowded = worker.num_threads * size_ > num_cores_,
+            .num_threads = worker.num_threads};
 }
 
 void Exchange::end(const Worker& worker) {
@@ -90,13 +91,22 @@ bool Exchange::ready(const Collective& collective, int rank, int32_t segment) co
 
 void Exchange::wait(const Collective& collective, int rank, int32_t segment) {
     using Clock = std::chrono::steady_clock;
+    if (ready(collective, rank, segment)) return;
     const Waiting waiting{*region_, region_->slot(rank_), collective.crowded, interrupted_};
-    const auto start = published_ ? Clock::now() : Clock::time_point();
+    const auto start = Clock::now();
     if (!wait_for_flag(waiting, region_->slot(rank), region_->flag(rank, segment), collective.number))
         gave_up_.store(true, std::memory_order_release);
-    if (published_) [[unlikely]]
-        waited_ns_.fetch_add(std::chrono::nanoseconds(Clock::now() - start).count(),
-                             std::memory_order_relaxed);
+    const std::chrono::nanoseconds waited = Clock::now() - start;
+    region_->slot(rank_).waiting_ns.fetch_add(waited.count() / collective.num_threads,
+                                              std::memory_order_relaxed);
+}
+
+int64_t Exchange::waiting_ns() const {
+    return region_->slot(rank_).waiting_ns.load(std::memory_order_relaxed);
+}
+
+void Exchange::add_step(int64_t elapsed_ns) {
+    region_->slot(rank_).step_ns.fetch_add(elapsed_ns, std::memory_order_relaxed);
 }
 
 void Exchange::beat() {

@@ -54,6 +54,7 @@ struct Collective {
     uint64_t number;
     size_t half_offset;  // of this collective's half in a rank's symmetric buffer
     bool crowded;        // more threads than cores: waits yield at once
+    int32_t num_threads;
 };
 
 class Exchange {
@@ -122,7 +123,11 @@ class Exchange {
         published_ = published;
         observer_ = observer;
     }
-    int64_t waited_ns() const { return waited_ns_.load(std::memory_order_relaxed); }  // while observed
+
+    // How long this rank has waited for others, a thread's average; whoever runs steps adds how long they
+    // took.
+    int64_t waiting_ns() const;
+    void add_step(int64_t elapsed_ns);
 
     // Called now and then by a wait that has become a sleep; true gives up and raises the epoch (Ctrl-C).
     void set_interrupted(bool (*interrupted)()) { interrupted_ = interrupted; }
@@ -137,7 +142,6 @@ class Exchange {
     bool (*interrupted_)() = nullptr;
     void (*published_)(void*) = nullptr;
     void* observer_ = nullptr;
-    std::atomic<int64_t> waited_ns_{0};
     std::atomic<bool> gave_up_{false};
     // Shared by the team. The last thread to end a collective counts it; the others have read the number by
     // then.

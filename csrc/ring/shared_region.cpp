@@ -14,7 +14,7 @@ namespace fastserve {
 namespace {
 
 constexpr uint64_t kMagic = 0x676e697265767366;  // "fsvering"
-constexpr uint32_t kLayout = 2;
+constexpr uint32_t kLayout = 3;
 constexpr size_t kPage = 4096;
 constexpr size_t kMaxHalfBytes = size_t{1} << 36;
 constexpr size_t kMaxExtraBytes = size_t{1} << 36;

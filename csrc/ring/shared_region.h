@@ -42,6 +42,8 @@ struct alignas(kCacheLines) RankSlot {
     // Advanced by every op and by every wait that has become a sleep: one that stands still is a rank that
     // hangs. On a line of its own, for waits of other ranks read the one above.
     alignas(kCacheLines) std::atomic<uint64_t> beats;
+    std::atomic<int64_t> step_ns;     // spent in steps ...
+    std::atomic<int64_t> waiting_ns;  // ... and of that, waiting for other ranks
 };
 
 class SharedRegion {

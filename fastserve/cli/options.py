@@ -31,6 +31,11 @@ def _integer(value: object) -> int:
         raise _Wrong("an integer") from None
 
 
+def _devices(value: object) -> int | str:
+    text = _text(value).strip()
+    return int(text) if text.isdecimal() else text
+
+
 def _real(value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         raise _Wrong("a number")
@@ -127,7 +132,10 @@ def _engine(
 
 ENGINE = (
     _engine("model", _text, "a known model's name, or the path of a GGUF file"),
-    _engine("devices", _integer, "how many devices share the model's layers"),
+    _engine(
+        "devices", _devices, "how many devices share the model's layers, or which: cpu:0-15,cpu:16-31 or numa"
+    ),
+    _engine("shares", _text, "the devices' shares of the work: auto (by measured speed), equal, or 2,1"),
     _engine("max_num_tokens", _integer, "rows of a step"),
     _engine("max_num_seqs", _integer, "requests that run at a time"),
     _engine("max_model_len", _integer, "longest prompt and answer", shown_default="the model's own"),

@@ -9,7 +9,9 @@ from fastserve.cli.options import ENGINE
 from fastserve.cli.settings import Settings, add_model
 from fastserve.config import EngineConfig
 
-OPTIONS = tuple(option for option in ENGINE if option.name in ("model", "devices", "offline"))
+OPTIONS = tuple(
+    option for option in ENGINE if option.name in ("model", "devices", "shares", "num_threads", "offline")
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,11 +23,12 @@ def run(settings: Settings) -> int:
         config = EngineConfig(**settings.pick(OPTIONS))
     require_native()
     from fastserve.distributed.rank_program import open_model
-    from fastserve.distributed.shard_plan import describe, make_plan
+    from fastserve.distributed.shard_plan import describe
     from fastserve.weights.store import resolve_model
+    from fastserve.worker.division import divide
 
-    _, model = open_model(str(resolve_model(config.model, offline=config.offline)))
+    model = open_model(str(resolve_model(config.model, offline=config.offline)))
     with settings.blamed():
-        plan = make_plan(model, config.devices)
-    print(describe(model, plan))
+        division = divide(config, model)
+    print(describe(division.plan, [device.name for device in division.devices]))
     return 0

@@ -23,16 +23,26 @@ class PlannedFault(msgspec.Struct, frozen=True):
     amount: float
 
 
+def are_planned() -> bool:
+    return bool(os.environ.get(VARIABLE))
+
+
 def commit_planned(program: _C.Program, *, rank: int, epoch: int) -> None:
     """Gives the program its faults of this epoch; without the variable there are none. Raises ValueError."""
-    text = os.environ.get(VARIABLE)
-    if not text:
-        return
-    planned = msgspec.json.decode(text, type=list[PlannedFault])
-    program.commit_faults(
-        [
-            (fault.action, fault.op, fault.call, fault.segment, fault.amount)
-            for fault in planned
-            if fault.rank == rank and fault.epoch in (0, epoch)
-        ]
-    )
+    _commit(program, [fault for fault in _planned() if fault.rank == rank and fault.epoch in (0, epoch)])
+
+
+def commit_slowness(program: _C.Program, *, rank: int) -> None:
+    """Only what makes the rank's device a slow one."""
+    _commit(program, [fault for fault in _planned() if fault.rank == rank and fault.action == "slow"])
+
+
+def _planned() -> list[PlannedFault]:
+    return msgspec.json.decode(os.environ[VARIABLE], type=list[PlannedFault]) if are_planned() else []
+
+
+def _commit(program: _C.Program, faults: list[PlannedFault]) -> None:
+    if faults:
+        program.commit_faults(
+            [(fault.action, fault.op, fault.call, fault.segment, fault.amount) for fault in faults]
+        )

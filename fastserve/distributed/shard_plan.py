@@ -112,13 +112,15 @@ def _mlp_shares(
     return [want / sum(wanted) for want in wanted] if sum(wanted) > 0 else list(shares)
 
 
-def describe(config: ModelConfig, plan: ShardPlan, packed_bytes: Sequence[int] | None = None) -> str:
-    """A table of the plan for people: a line a rank."""
-    header = f"{'rank':>4}  {'query heads':>12}  {'KV heads':>9}  {'MLP columns':>12}  {'vocabulary':>14}"
-    lines = [header + ("  packed MB" if packed_bytes else "")]
+def describe(plan: ShardPlan, devices: Sequence[str]) -> str:
+    """A table of the plan for people: a line a rank; `devices` are their names."""
+    width = max(len("device"), *map(len, devices))
+    rows: list[tuple[str, ...]] = [("rank", "device", "query heads", "KV heads", "MLP columns", "vocabulary")]
     for rank, shard in enumerate(plan.shards):
-        cells = [shard.heads, shard.kv_heads, shard.intermediate, shard.vocab]
-        spans = [f"{begin}-{end - 1}" for begin, end in cells]
-        line = f"{rank:>4}  {spans[0]:>12}  {spans[1]:>9}  {spans[2]:>12}  {spans[3]:>14}"
-        lines.append(line + (f"  {packed_bytes[rank] / 1e6:9.1f}" if packed_bytes else ""))
+        cells = (shard.heads, shard.kv_heads, shard.intermediate, shard.vocab)
+        rows.append((str(rank), devices[rank], *(f"{begin}-{end - 1}" for begin, end in cells)))
+    lines = [
+        f"{row[0]:>4}  {row[1]:<{width}}  {row[2]:>12}  {row[3]:>9}  {row[4]:>12}  {row[5]:>14}"
+        for row in rows
+    ]
     return "\n".join(lines)

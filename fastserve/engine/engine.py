@@ -69,6 +69,7 @@ class Engine:
         self._choices: dict[str, dict[int, Choice]] = {}  # of live requests
         self._arrival_s: dict[str, float] = {}
         self._steps_ahead: deque[ScheduledStep] = deque()
+        self.metrics.watch_ranks(lambda: executor.rank_times)
         self.metrics.watch(
             running=lambda: self._scheduler.num_running,
             waiting=lambda: self._scheduler.num_waiting,

@@ -2,16 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 from fastserve.request import FinishReason
+from fastserve.worker.protocol import RankTimes
 
 _TTFT_S = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80)
 _TOKEN_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5)
 _RECOVERY_S = (0.1, 0.2, 0.3, 0.5, 0.7, 1, 1.5, 2, 3, 5, 10, 20, 40, 80, 160, 320)
 _REQUEST_S = (0.05, 0.1, 0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480)
+
+
+class _RankCollector(Collector):
+    """Reads when somebody asks: ranks come and go."""
+
+    def __init__(self, times: Callable[[], Sequence[RankTimes]]) -> None:
+        self._times = times
+
+    def collect(self) -> Iterator[Metric]:
+        times = self._times()
+        busy = CounterMetricFamily(
+            "fastserve_rank_busy_seconds", "What a rank computed, in this epoch.", labels=["rank"]
+        )
+        waiting = CounterMetricFamily(
+            "fastserve_rank_waiting_seconds", "What a rank waited for others, in this epoch.", labels=["rank"]
+        )
+        for rank, of_rank in enumerate(times):
+            busy.add_metric([str(rank)], of_rank.busy_s)
+            waiting.add_metric([str(rank)], of_rank.waiting_s)
+        yield busy
+        yield waiting
+        yield GaugeMetricFamily(
+            "fastserve_rank_imbalance",
+            "How much longer than the mean the busiest rank computed, in this epoch: 0 is even shares.",
+            value=imbalance(times),
+        )
+
+
+def imbalance(times: Sequence[RankTimes]) -> float:
+    mean_s = sum(of_rank.busy_s for of_rank in times) / max(len(times), 1)
+    return max(of_rank.busy_s for of_rank in times) / mean_s - 1 if mean_s > 0 else 0.0
 
 
 class EngineMetrics:
@@ -45,6 +79,10 @@ class EngineMetrics:
         self._gauge("num_requests_running", "Requests that hold a slot.", running)
         self._gauge("num_requests_waiting", "Requests that wait for a slot.", waiting)
         self._gauge("kv_cache_usage_perc", "Share of KV blocks in use, 0 to 1.", kv_usage)
+
+    def watch_ranks(self, times: Callable[[], Sequence[RankTimes]]) -> None:
+        """Where each rank's times are read; none for a single device."""
+        self.registry.register(_RankCollector(times))
 
     def ended(self, reason: FinishReason, latency_s: float) -> None:
         self.finished.labels(reason).inc()

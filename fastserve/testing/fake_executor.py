@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from fastserve.errors import RankLostError
 from fastserve.step import Chunk, Sampled, SlotSampling, Step, StepResult
+from fastserve.worker.protocol import RankTimes
 
 BLOCK_SIZE = 16
 
@@ -51,6 +52,7 @@ class FakeExecutor:
         self.slots: dict[int, Slot] = {}
         self.max_ahead = 0
         self.lost: str | None = None  # for good
+        self.rank_times: list[RankTimes] = []
         self.losses: set[tuple[str, int]] = set()  # ("submit" or "collect", the step) at which a rank is lost
         self.num_recoveries = 0
         self.closed = False

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection
 from dataclasses import dataclass
 
 from fastserve import _C
 from fastserve.config import OnLoss
-from fastserve.distributed.cores import assign_cores, usable_cores
 from fastserve.distributed.device_group import DeviceGroup
 from fastserve.distributed.epoch import GroupModel
 from fastserve.distributed.rank_program import OpenModel, RankSettings, build_rank_program
-from fastserve.distributed.shard_plan import ShardPlan, make_plan
 from fastserve.errors import GroupError, RankLostError
 from fastserve.step import Step, StepResult
+from fastserve.worker.division import Division
+from fastserve.worker.protocol import RankTimes
 from fastserve.worker.step_codec import StepEncoder, decode_result
 
 WRITE_TIMEOUT_MS = 10_000
@@ -27,10 +26,9 @@ class ExecutorConfig:
     """All that ranks need to know, with nothing left to decide."""
 
     model: OpenModel
-    plan: ShardPlan
+    division: Division
     settings: RankSettings
     max_model_len: int
-    num_threads: int | None  # of each rank; None: the cores are shared out
     on_loss: OnLoss = "respawn"
     heartbeat_s: float = 5.0
 
@@ -76,6 +74,10 @@ class MailboxExecutor(ABC):
     def packed_bytes(self) -> list[int]:
         """Bytes of packed weights, per rank."""
 
+    @property
+    def rank_times(self) -> list[RankTimes]:
+        return []
+
     @abstractmethod
     def close(self) -> None:
         """Ends everything that was started. Idempotent."""
@@ -93,9 +95,13 @@ class LocalExecutor(MailboxExecutor):
     """One device: the worker loop runs on a thread of this process, without the GIL."""
 
     def __init__(self, config: ExecutorConfig) -> None:
-        (cores,) = assign_cores(usable_cores(), 1, config.num_threads)
+        (cores,) = config.division.cores
         self._rank = build_rank_program(
-            config.model, config.plan.shards[0], config.settings, exchange=None, num_threads=len(cores)
+            config.model,
+            config.division.plan.shards[0],
+            config.settings,
+            exchange=None,
+            num_threads=len(cores),
         )
         capacity = config.settings.mailbox_capacity
         super().__init__(config, _C.Mailbox.local(capacity), _C.Mailbox.local(capacity))
@@ -121,18 +127,17 @@ class GroupExecutor(MailboxExecutor):
 
     def __init__(self, config: ExecutorConfig) -> None:
         model = config.model
-        self._model_config = model.config
         self._group = DeviceGroup(
             GroupModel(
                 path=model.file.path,
                 hidden=model.config.hidden,
                 settings=config.settings,
-                cores=assign_cores(usable_cores(), config.plan.num_ranks, config.num_threads),
+                cores=config.division.cores,
             ),
-            config.plan,
+            config.division.plan,
             on_loss=config.on_loss,
             heartbeat_s=config.heartbeat_s,
-            plan_for=self._plan_for,
+            plan_for=config.division.plan_for,
         )
         self._epoch = self._group.next_epoch(after=0)
         self._num_futile = 0
@@ -170,6 +175,11 @@ class GroupExecutor(MailboxExecutor):
         epoch = self._group.epoch
         return [process.pid for process in epoch.ranks] if epoch is not None else []
 
+    @property
+    def rank_times(self) -> list[RankTimes]:
+        region = self._epoch.region
+        return [RankTimes(*region.times(rank)) for rank in range(region.num_ranks)]
+
     def close(self) -> None:
         self._group.close()
 
@@ -182,10 +192,6 @@ class GroupExecutor(MailboxExecutor):
             return GroupError("the executor is closed")
         return self.failure or RankLostError(self._group.last_loss or "the group's epoch has ended")
 
-    def _plan_for(self, devices: Collection[int]) -> ShardPlan:
-        """What a part of the devices would hold."""
-        return make_plan(self._model_config, len(devices))
-
 
 def start_executor(config: ExecutorConfig) -> MailboxExecutor:
-    return LocalExecutor(config) if config.plan.num_ranks == 1 else GroupExecutor(config)
+    return LocalExecutor(config) if config.division.plan.num_ranks == 1 else GroupExecutor(config)

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
 
 from fastserve.errors import GroupError
 from fastserve.step import Step, StepResult
 
 
+class RankTimes(NamedTuple):
+    """What a rank did in steps, seconds since the group became whole."""
+
+    busy_s: float
+    waiting_s: float  # for other ranks
+
+
 class Executor(Protocol):
-    """Runs steps in the order of their submission. Used by one thread, but for `close` and `failure`."""
+    """Runs steps in the order of their submission. Used by one thread, but for `close`, `failure`, `rank_times`."""
 
     @property
     def num_blocks(self) -> tuple[int, ...]:
@@ -33,6 +41,11 @@ class Executor(Protocol):
     @property
     def failure(self) -> GroupError | None:
         """Why no step will run any more; None while all is well. May be asked by any thread."""
+        ...
+
+    @property
+    def rank_times(self) -> Sequence[RankTimes]:
+        """Of every rank; empty for a single device. May be asked by any thread."""
         ...
 
     def submit(self, step: Step) -> None:

@@ -8,9 +8,10 @@ from fastserve import _C
 from fastserve.config import EngineConfig
 from fastserve.distributed.cores import usable_cores
 from fastserve.distributed.rank_program import OpenModel, RankSettings, kv_block_bytes, open_model
-from fastserve.distributed.shard_plan import ShardPlan, make_plan
+from fastserve.distributed.shard_plan import ShardPlan
 from fastserve.errors import CapacityError
 from fastserve.models.config import ModelConfig
+from fastserve.worker.division import divide
 from fastserve.worker.executor import ExecutorConfig
 from fastserve.worker.memory import available_bytes
 from fastserve.worker.step_codec import mailbox_capacity
@@ -108,7 +109,8 @@ def plan_execution(config: EngineConfig, path: Path) -> ExecutorConfig:
     check_isa()
     check_threads(config.num_threads)
     model = open_model(str(path))
-    plan = make_plan(model.config, config.devices)
+    division = divide(config, model)
+    plan = division.plan
     max_model_len = choose_max_model_len(config, model.config)
     kv_type = choose_kv_type(config, model.file)
     num_blocks = choose_num_blocks(config, model.config, plan, max_model_len=max_model_len, kv_type=kv_type)
@@ -129,10 +131,9 @@ def plan_execution(config: EngineConfig, path: Path) -> ExecutorConfig:
     check_memory(model, plan, settings)
     return ExecutorConfig(
         model=model,
-        plan=plan,
+        division=division,
         settings=settings,
         max_model_len=max_model_len,
-        num_threads=config.num_threads,
         on_loss=config.on_loss,
         heartbeat_s=config.heartbeat_s,
     )
