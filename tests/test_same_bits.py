@@ -37,13 +37,14 @@ SHORT_PROMPTS = (
 PROMPTS = (*SHORT_PROMPTS, "\n\n".join(SHORT_PROMPTS))  # the last one is longer than the small steps below
 NUM_TOKENS = 64
 NEAR_TIE = 0.1  # of two logits: below it, sums in another order may choose otherwise
-LIMITS: dict[str, Any] = {"max_model_len": 512, "kv_cache_bytes": 64 << 20}
+LIMITS: dict[str, Any] = {"max_model_len": 512, "kv_cache_bytes": 64 << 20, "shares": "equal"}
 # 20 to 36 blocks of 16 tokens, where the requests that run at a time would like 100; prompts in chunks of at most 16.
 TIGHT_LIMITS: dict[str, Any] = {
     "max_model_len": 320,
     "kv_cache_bytes": 13 << 20,
     "max_num_tokens": 16,
     "max_num_seqs": 16,
+    "shares": "equal",
 }
 
 Bits = list[tuple[int, float]]  # of an answer: token ids and their logprobs

@@ -30,7 +30,11 @@ def find_devices(wanted: int | str, num_threads: int | None, nodes: Path = NODES
     if count is not None:
         if not 1 <= count <= MAX_DEVICES:
             raise ValueError(f"devices must be in [1, {MAX_DEVICES}], got {count}")
-        shares = assign_cores(usable_cores(), count, num_threads)
+        usable = usable_cores()
+        # More threads than cores wait for each other at every barrier.
+        if num_threads is not None and num_threads > len(usable):
+            raise ValueError(f"num_threads must be at most the {len(usable)} usable cores, got {num_threads}")
+        shares = assign_cores(usable, count, num_threads)
         return tuple(
             Device(f"cpu:{_text(cores)}" if cores[0] >= 0 else f"cpu, shared {i}", tuple(cores))
             for i, cores in enumerate(shares)

@@ -6,7 +6,6 @@ from pathlib import Path
 
 from fastserve import _C
 from fastserve.config import EngineConfig
-from fastserve.distributed.cores import usable_cores
 from fastserve.distributed.rank_program import OpenModel, RankSettings, kv_block_bytes, open_model
 from fastserve.distributed.shard_plan import ShardPlan
 from fastserve.errors import CapacityError
@@ -26,13 +25,6 @@ def check_isa() -> None:
         _C.isa()
     except RuntimeError as error:
         raise ValueError(str(error)) from None
-
-
-def check_threads(num_threads: int | None) -> None:
-    """Raises ValueError for more threads than cores: they wait for each other at every barrier."""
-    num_cores = len(usable_cores())
-    if num_threads is not None and num_threads > num_cores:
-        raise ValueError(f"num_threads must be at most the {num_cores} usable cores, got {num_threads}")
 
 
 def choose_kv_type(config: EngineConfig, file: _C.GgufFile) -> str:
@@ -107,7 +99,6 @@ def check_memory(model: OpenModel, plan: ShardPlan, settings: RankSettings) -> N
 def plan_execution(config: EngineConfig, path: Path) -> ExecutorConfig:
     """Raises WeightFileError, ModelConfigError, ValueError or CapacityError, each in one line."""
     check_isa()
-    check_threads(config.num_threads)
     model = open_model(str(path))
     division = divide(config, model)
     plan = division.plan

@@ -67,7 +67,7 @@ print("LOADED", [name for name in {HEAVY!r} if name in sys.modules])
         (["serve", "--api-key", " "], "api_key must be printable and not empty"),
         (["generate", "--temperature", "-1", "hello"], "--temperature must be in [0, 100], got -1.0"),
         (["generate", ""], "a prompt must not be empty"),
-        (["plan", "--devices", "two"], "--devices must be an integer"),
+        (["plan", "--devices", "two"], "--devices must be a number, cpu:CORES"),
     ],
 )
 def test_wrong_use_is_one_line_and_exit_code_2(

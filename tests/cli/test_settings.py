@@ -67,6 +67,7 @@ def _example(option: Option) -> tuple[str, Any]:
     return {
         "_text": ("abc", "abc"),
         "_integer": ("77", 77),
+        "_devices": ("numa", "numa"),
         "_real": ("0.25", 0.25),
         "_size": ("1KiB", 1024),
     }[

@@ -26,7 +26,7 @@ from fastserve.engine.build import build_engine
 from fastserve.errors import GroupError, RankLostError
 from fastserve.testing.faults import Fault, committing
 
-LIMITS: dict[str, Any] = {"max_model_len": 4096, "kv_cache_bytes": 512 << 20}
+LIMITS: dict[str, Any] = {"max_model_len": 4096, "kv_cache_bytes": 512 << 20, "shares": "equal"}
 LONG = SamplingParams(temperature=0, max_tokens=4000, ignore_eos=True)  # far longer than a test takes
 NOTICED_S = 1.0
 HEARTBEAT_S = 1.0

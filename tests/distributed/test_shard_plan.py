@@ -92,4 +92,4 @@ def test_apportion_gives_everything_out_and_nobody_nothing() -> None:
 def test_describe_names_every_rank() -> None:
     lines = describe(make_plan(SMOLLM2, 4), [f"cpu:{core}" for core in range(4)]).splitlines()
     assert len(lines) == 5
-    assert lines[1].split()[:2] == ["0", "0-2"]
+    assert lines[1].split()[:3] == ["0", "cpu:0", "0-2"]

@@ -49,10 +49,3 @@ def test_weights_that_do_not_fit_are_named(smollm2_path: Path, monkeypatch: pyte
     monkeypatch.setattr(sizing, "available_bytes", lambda: 90 * MIB)
     with pytest.raises(CapacityError, match=r"weights 9[0-9], .* and 90 are free"):
         planned(smollm2_path, kv_cache_bytes=20 * MIB, max_model_len=512)
-
-
-def test_more_threads_than_cores_are_refused(smollm2_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sizing, "usable_cores", lambda: [0, 1, 2])
-    assert planned(smollm2_path, num_threads=3).num_threads == 3
-    with pytest.raises(ValueError, match="num_threads must be at most the 3 usable cores, got 4"):
-        planned(smollm2_path, num_threads=4)
