@@ -100,10 +100,12 @@ void force_algorithm(Exchange& exchange, const std::string& name) {
         exchange.force_algorithm(-1);
     else if (name == "one_shot")
         exchange.force_algorithm(static_cast<int32_t>(AllReduceAlgorithm::one_shot));
+    else if (name == "two_shot")
+        exchange.force_algorithm(static_cast<int32_t>(AllReduceAlgorithm::two_shot));
     else if (name == "ring")
         exchange.force_algorithm(static_cast<int32_t>(AllReduceAlgorithm::ring));
     else
-        throw py::value_error("algorithm must be 'one_shot', 'ring' or '', got '" + name + "'");
+        throw py::value_error("algorithm must be 'one_shot', 'two_shot', 'ring' or '', got '" + name + "'");
 }
 
 }  // namespace
@@ -111,7 +113,7 @@ void force_algorithm(Exchange& exchange, const std::string& name) {
 void bind_ring(py::module_& m) {
     py::class_<SharedRegion, std::shared_ptr<SharedRegion>>(m, "SharedRegion")
         .def_static("create", &SharedRegion::create, py::arg("num_ranks"), py::arg("symmetric_bytes"),
-                    py::arg("extra_bytes") = 0,
+                    py::arg("extra_bytes") = 0, py::arg("team_threads") = 1,
                     "Memory for a group. symmetric_bytes: what one collective can hold per rank.")
         .def_static("attach", &SharedRegion::attach, py::arg("fd"),
                     "Maps what create() made in another process; `fd` stays the caller's.")

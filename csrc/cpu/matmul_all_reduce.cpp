@@ -18,7 +18,7 @@ void matmul_all_reduce(const MatmulAllReduceArgs& args, const Worker& worker) {
                     segment.ld());
     };
     reduce_in_slices(*args.exchange, matmul_args.rows, matmul_args.w.n, matmul_args.y, matmul_args.ldy,
-                     worker, tile);
+                     INT64_MAX, worker, tile);  // a weight is read once
 }
 
 }  // namespace fastserve::FASTSERVE_ISA_NAMESPACE

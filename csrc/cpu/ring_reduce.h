@@ -1,9 +1,9 @@
 // One collective of an all-reduce, seen from one thread: make the own partial sums segment by segment,
-// publish them, and add what the other ranks have published. csrc/ring/exchange.h fixes the words and the
-// order of the sum.
+// straight into the memory of who adds them; add what has come; take what others have finished.
+// csrc/ring/exchange.h fixes the words, the order of the sum and the algorithms.
 //
-// The segments of the ring order are dealt to the team's threads in turn. A thread makes, sums and finishes
-// the segments that are its own; while it still has some to make, it sums those for which the peers are
+// The segments of the ring order are dealt to the team's threads in turn. A thread makes, sums and takes the
+// segments that are its own; while it still has some to make, it sums and takes those for which the peers are
 // ready.
 #pragma once
 
@@ -19,11 +19,6 @@ struct RowSlice {
     int32_t rows() const { return row_end - row_begin; }
 };
 
-// sum[i] += addend[i] with the addend first: the running sum comes from before this rank.
-FASTSERVE_INLINE void add_to(float* sum, const float* running, int64_t count) {
-    for (int64_t i = 0; i < count; i += kLanes) store(sum + i, add(load(running + i), load(sum + i)));
-}
-
 class RingReduce {
   public:
     FASTSERVE_INLINE RingReduce(Exchange& exchange, int32_t d, RowSlice slice, float* out, int64_t ldo,
@@ -31,7 +26,7 @@ class RingReduce {
         : exchange_(exchange),
           collective_(exchange.begin(worker)),
           algorithm_(exchange.algorithm(slice.rows(), d)),
-          segments_(d, exchange.size()),
+          segments_(d, exchange.size(), slice.rows(), exchange.team_threads()),
           slice_(slice),
           out_(out),
           ldo_(ldo),
@@ -44,20 +39,17 @@ class RingReduce {
     // segment.ld().
     template <class Make>
     FASTSERVE_INLINE void run(const Worker& worker, Make make) {
-        int32_t summed = 0;
         for (int32_t i = 0; i < num_own_; ++i) {
             const Segment segment = own(i);
-            make(segment, partial(exchange_.rank(), segment));
+            make(segment, target(segment));
             exchange_.count_computed();
-            // A ring publishes the sum, which exists at once only where the chunk's order starts.
-            if (algorithm_ == AllReduceAlgorithm::one_shot || starts_here(segment)) publish(segment);
-            if (can_sum(own(summed))) sum(own(summed++));
+            if (algorithm_ == AllReduceAlgorithm::one_shot) send_to_all(segment, mine(segment));
+            if (leaves_at_once(segment)) publish(segment);
+            while (summed_ <= i && try_sum<false>(own(summed_))) ++summed_;
+            while (taken_ < summed_ && try_take<false>(own(taken_))) ++taken_;
         }
-        for (; summed < num_own_; ++summed) {
-            wait_to_sum(own(summed));
-            sum(own(summed));
-        }
-        if (algorithm_ == AllReduceAlgorithm::ring) gather();
+        for (; summed_ < num_own_; ++summed_) try_sum<true>(own(summed_));
+        for (; taken_ < num_own_; ++taken_) try_take<true>(own(taken_));
         exchange_.end(worker);
     }
 
@@ -68,11 +60,39 @@ class RingReduce {
     int next(int rank) const { return rank + 1 < exchange_.size() ? rank + 1 : 0; }
     int previous() const { return exchange_.rank() > 0 ? exchange_.rank() - 1 : exchange_.size() - 1; }
     bool starts_here(const Segment& segment) const { return next(segment.chunk) == exchange_.rank(); }
+    bool ends_here(const Segment& segment) const { return segment.chunk == exchange_.rank(); }
     int64_t count(const Segment& segment) const { return static_cast<int64_t>(slice_.rows()) * segment.ld(); }
 
-    float* partial(int rank, const Segment& segment) const {
-        return exchange_.partials(collective_, rank) +
-               static_cast<int64_t>(slice_.rows()) * segment.panel_begin * kPanel;
+    // Places: of a segment in a whole matrix, and in its chunk.
+    int64_t place(const Segment& segment) const {
+        return static_cast<int64_t>(slice_.rows()) * segment.panel_begin * kPanel;
+    }
+    int64_t place_in_chunk(const Segment& segment) const {
+        return place(segment) -
+               static_cast<int64_t>(slice_.rows()) * segments_.chunk_begin(segment.chunk) * kPanel;
+    }
+    float* work(int rank, const Segment& segment) const {
+        return exchange_.work(collective_, rank) + place(segment);
+    }
+    float* mine(const Segment& segment) const { return work(exchange_.rank(), segment); }
+    // One-shot's slots hold whole matrices, the others' chunks.
+    float* slot(int owner, int slot, const Segment& segment) const {
+        const bool whole = algorithm_ == AllReduceAlgorithm::one_shot;
+        return exchange_.inbox(collective_, owner, slot) + (whole ? place(segment) : place_in_chunk(segment));
+    }
+
+    // Where the own partial belongs.
+    float* target(const Segment& segment) const {
+        if (algorithm_ == AllReduceAlgorithm::two_shot && !ends_here(segment))
+            return slot(segment.chunk, exchange_.rank(), segment);
+        if (algorithm_ == AllReduceAlgorithm::ring && starts_here(segment))
+            return slot(next(exchange_.rank()), segment.chunk, segment);
+        return mine(segment);
+    }
+    // Whether that is all that this rank does before the chunk is finished.
+    bool leaves_at_once(const Segment& segment) const {
+        if (algorithm_ == AllReduceAlgorithm::ring) return starts_here(segment);
+        return algorithm_ == AllReduceAlgorithm::one_shot || !ends_here(segment);
     }
 
     void publish(const Segment& segment) {
@@ -80,57 +100,85 @@ class RingReduce {
         exchange_.publish(collective_, segment.idx);
     }
 
-    bool can_sum(const Segment& segment) const {
-        if (algorithm_ == AllReduceAlgorithm::ring)
-            return starts_here(segment) || exchange_.ready(collective_, previous(), segment.idx);
-        for (int rank = 0; rank < exchange_.size(); ++rank)
-            if (!exchange_.ready(collective_, rank, segment.idx)) return false;
+    template <bool kWait>
+    bool has_come(int rank, const Segment& segment) {
+        if (!kWait) return exchange_.ready(collective_, rank, segment.idx);
+        exchange_.wait(collective_, rank, segment.idx);
         return true;
     }
 
-    void wait_to_sum(const Segment& segment) {
-        if (algorithm_ == AllReduceAlgorithm::ring) {
-            if (!starts_here(segment)) exchange_.wait(collective_, previous(), segment.idx);
-            return;
+    // One-shot: to the same place in everybody's slot for this rank.
+    void send_to_all(const Segment& segment, const float* from) const {
+        for (int rank = next(exchange_.rank()); rank != exchange_.rank(); rank = next(rank)) {
+            float* to = slot(rank, exchange_.rank(), segment);
+            for (int64_t i = 0; i < count(segment); i += kLanes) store(to + i, load(from + i));
         }
+    }
+
+    // Adds what is to be added here; false, with kWait never, when a partial has not come.
+    template <bool kWait>
+    bool try_sum(const Segment& segment) {
+        if (algorithm_ == AllReduceAlgorithm::ring) return try_hop<kWait>(segment);
+        if (algorithm_ == AllReduceAlgorithm::two_shot && !ends_here(segment)) return true;
         for (int rank = next(exchange_.rank()); rank != exchange_.rank(); rank = next(rank))
-            exchange_.wait(collective_, rank, segment.idx);
-    }
-
-    void sum(const Segment& segment) {
-        if (algorithm_ == AllReduceAlgorithm::one_shot) return sum_all(segment);
-        if (starts_here(segment)) return;
-        add_to(partial(exchange_.rank(), segment), partial(previous(), segment), count(segment));
-        publish(segment);
-    }
-
-    // One-shot: all partials of a segment, in the order of its chunk, into `out`.
-    void sum_all(const Segment& segment) {
+            if (!has_come<kWait>(rank, segment)) return false;
         const float* partials[kMaxRanks];
         int rank = segment.chunk;
         for (int i = 0; i < exchange_.size(); ++i) {
             rank = next(rank);
-            partials[i] = partial(rank, segment);
+            partials[i] = rank == exchange_.rank() ? mine(segment) : slot(exchange_.rank(), rank, segment);
         }
+        finish(segment, algorithm_ == AllReduceAlgorithm::two_shot, [&](int64_t at) {
+            Vec total = load(partials[0] + at);
+            for (int i = 1; i < exchange_.size(); ++i) total = add(total, load(partials[i] + at));
+            return total;
+        });
+        return true;
+    }
+
+    template <bool kWait>
+    bool try_hop(const Segment& segment) {
+        if (starts_here(segment)) return true;
+        if (!has_come<kWait>(previous(), segment)) return false;
+        const float *running = slot(exchange_.rank(), segment.chunk, segment), *partial = mine(segment);
+        const auto total = [&](int64_t at) { return add(load(running + at), load(partial + at)); };
+        if (ends_here(segment)) {
+            finish(segment, true, total);
+            return true;
+        }
+        float* to = slot(next(exchange_.rank()), segment.chunk, segment);
+        for (int64_t at = 0; at < count(segment); at += kLanes) store(to + at, total(at));
+        publish(segment);
+        return true;
+    }
+
+    // total(at) is the finished sum: into `out`, and for everybody if this rank is the only one to add it.
+    template <class Total>
+    FASTSERVE_INLINE void finish(const Segment& segment, bool for_all, Total total) {
+        float* others[kMaxRanks];
+        int num_others = 0;
+        for (int rank = next(exchange_.rank()); for_all && rank != exchange_.rank(); rank = next(rank))
+            others[num_others++] = work(rank, segment);
         for (int32_t row = 0; row < slice_.rows(); ++row)
             for (int32_t column = 0; column < segment.ld(); column += kLanes) {
                 const int64_t at = static_cast<int64_t>(row) * segment.ld() + column;
-                Vec total = load(partials[0] + at);
-                for (int i = 1; i < exchange_.size(); ++i) total = add(total, load(partials[i] + at));
-                put(segment, row, column, total);
+                const Vec sum = total(at);
+                put(segment, row, column, sum);
+                for (int i = 0; i < num_others; ++i) store(others[i] + at, sum);
             }
+        if (for_all) publish(segment);
     }
 
-    // Ring: finished segments from their owners into `out`.
-    void gather() {
-        for (int32_t i = 0; i < num_own_; ++i) {
-            const Segment segment = own(i);
-            if (segment.chunk != exchange_.rank()) exchange_.wait(collective_, segment.chunk, segment.idx);
-            const float* from = partial(segment.chunk, segment);
-            for (int32_t row = 0; row < slice_.rows(); ++row)
-                for (int32_t column = 0; column < segment.ld(); column += kLanes)
-                    put(segment, row, column, load(from + static_cast<int64_t>(row) * segment.ld() + column));
-        }
+    // A finished segment that its owner has written here, into `out`.
+    template <bool kWait>
+    bool try_take(const Segment& segment) {
+        if (algorithm_ == AllReduceAlgorithm::one_shot || ends_here(segment)) return true;
+        if (!has_come<kWait>(segment.chunk, segment)) return false;
+        const float* from = mine(segment);
+        for (int32_t row = 0; row < slice_.rows(); ++row)
+            for (int32_t column = 0; column < segment.ld(); column += kLanes)
+                put(segment, row, column, load(from + static_cast<int64_t>(row) * segment.ld() + column));
+        return true;
     }
 
     void put(const Segment& segment, int32_t row, int32_t column, Vec values) {
@@ -150,15 +198,18 @@ class RingReduce {
     float* const out_;
     const int64_t ldo_;
     const int32_t thread_idx_, num_threads_, num_segments_, num_own_;
+    int32_t summed_ = 0, taken_ = 0;  // of the own segments
 };
 
-// Cuts the rows so that every slice fits the symmetric buffers, and runs a collective for each.
-// make(segment, slice, to) as in RingReduce::run.
+// Cuts the rows so that every slice fits the symmetric buffers and has at most max_bytes, and runs a
+// collective for each. make(segment, slice, to) as in RingReduce::run.
 template <class Make>
 FASTSERVE_INLINE void reduce_in_slices(Exchange& exchange, int32_t rows, int32_t d, float* out, int64_t ldo,
-                                       const Worker& worker, Make make) {
-    const int32_t per_slice = exchange.rows_per_slice(d);
+                                       int64_t max_bytes, const Worker& worker, Make make) {
+    int32_t per_slice = exchange.rows_per_slice(d);
     if (per_slice == 0) return exchange.refuse_too_large();
+    const int64_t worth = max_bytes / (static_cast<int64_t>(d) * static_cast<int64_t>(sizeof(float)));
+    if (worth < per_slice) per_slice = worth > 0 ? static_cast<int32_t>(worth) : 1;
     for (int32_t row = 0; row < rows; row += per_slice) {
         if (row > 0) team_barrier(worker);
         const RowSlice slice{row, row + per_slice < rows ? row + per_slice : rows};

@@ -1,4 +1,4 @@
-// Which all-reduce is the faster one. Both give the same bits (exchange.h), so this is free to change.
+// Which all-reduce is the fastest one. All give the same bits (exchange.h), so this is free to change.
 #pragma once
 
 #include <cstddef>
@@ -6,18 +6,17 @@
 
 namespace fastserve {
 
-enum class AllReduceAlgorithm : int32_t { one_shot, ring };
+enum class AllReduceAlgorithm : int32_t { one_shot, two_shot, ring };
 
-// What a core reads in the about 1 us that one more wait for another core costs, at about 10 GB/s.
-constexpr size_t kBytesPerWait = 10 * 1000;
+// What one-shot writes more than two-shot costs as much as the wait that it saves.
+constexpr size_t kOneShotBytes = 8 * 1024;
 
-// One-shot waits once and reads R - 1 matrices; the ring waits R times in a row and reads 2 (R - 1) / R
-// matrices, which is (R - 1) (R - 2) / R fewer. With two ranks both read the same, so one-shot wins however
-// large the matrix is.
+// bytes: of a rank's matrix. One-shot waits once and writes R - 1 matrices, two-shot waits twice and writes
+// 2 (R - 1) / R of one. The ring writes as much in R waits: inside a host, where every rank reaches every
+// other, it is never the fastest.
 constexpr AllReduceAlgorithm choose_all_reduce(size_t bytes, int ranks) {
-    if (ranks <= 2) return AllReduceAlgorithm::one_shot;
-    const size_t saved_per_wait = bytes / static_cast<size_t>(ranks) * static_cast<size_t>(ranks - 2);
-    return saved_per_wait <= kBytesPerWait ? AllReduceAlgorithm::one_shot : AllReduceAlgorithm::ring;
+    const size_t written = bytes * static_cast<size_t>(ranks - 1);
+    return written <= kOneShotBytes ? AllReduceAlgorithm::one_shot : AllReduceAlgorithm::two_shot;
 }
 
 }  // namespace fastserve

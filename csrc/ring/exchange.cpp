@@ -18,7 +18,9 @@ Exchange::Exchange(std::shared_ptr<SharedRegion> region, int rank)
     : region_(std::move(region)),
       rank_(rank),
       size_(region_->num_ranks()),
+      team_threads_(region_->team_threads()),
       half_bytes_(region_->half_bytes()),
+      slot_bytes_(region_->slot_bytes()),
       num_cores_(static_cast<int>(sysconf(_SC_NPROCESSORS_ONLN))) {
     if (rank < 0 || rank >= size_)
         throw std::invalid_argument("rank must be in [0, " + std::to_string(size_) + "), got " +
@@ -49,21 +51,32 @@ void Exchange::raise_epoch() {
 }
 
 int32_t Exchange::rows_per_slice(int32_t d) const {
-    const size_t row_bytes = static_cast<size_t>(Segments(d, size_).num_panels()) * kPanel * sizeof(float);
-    return static_cast<int32_t>(std::min<size_t>(half_bytes_ / row_bytes, INT32_MAX));
+    const size_t panel_bytes = kPanel * sizeof(float), ranks = static_cast<size_t>(size_);
+    const size_t panels = (static_cast<size_t>(d) + kPanel - 1) / kPanel;
+    // With an empty chunk all is one-shot, which sends whole rows; else slots hold a chunk's part of the
+    // rows.
+    const size_t sent = panels < ranks ? panels : (panels + ranks - 1) / ranks;
+    size_t rows = half_bytes_ / (panels * panel_bytes);
+    if (size_ > 1) rows = std::min(rows, slot_bytes_ / (sent * panel_bytes));
+    return static_cast<int32_t>(std::min<size_t>(rows, INT32_MAX));
 }
 
 AllReduceAlgorithm Exchange::algorithm(int32_t rows, int32_t d) const {
-    // With an empty chunk the ring would not wait for its owner, which the proof in exchange.h needs.
-    if (Segments(d, size_).num_panels() < size_) return AllReduceAlgorithm::one_shot;
-    if (forced_algorithm_ >= 0) return static_cast<AllReduceAlgorithm>(forced_algorithm_);
-    return choose_all_reduce(static_cast<size_t>(rows) * static_cast<size_t>(d) * sizeof(float), size_);
+    const size_t panels = (static_cast<size_t>(d) + kPanel - 1) / kPanel;
+    const size_t bytes = static_cast<size_t>(rows) * panels * kPanel * sizeof(float);
+    // With an empty chunk the others would not wait for its owner, which the proof in exchange.h needs.
+    if (panels < static_cast<size_t>(size_)) return AllReduceAlgorithm::one_shot;
+    const AllReduceAlgorithm chosen = forced_algorithm_ >= 0
+                                          ? static_cast<AllReduceAlgorithm>(forced_algorithm_)
+                                          : choose_all_reduce(bytes, size_);
+    const bool fits = chosen != AllReduceAlgorithm::one_shot || bytes <= slot_bytes_;
+    return fits ? chosen : AllReduceAlgorithm::two_shot;
 }
 
 Collective Exchange::begin(const Worker& worker) const {
     const uint64_t number = number_.load(std::memory_order_relaxed) + 1;
     return {.number = number,
-            .half_offset = number % 2 * half_bytes_,
+            .half = static_cast<int32_t>(number % 2),
             .crowded = worker.num_threads * size_ > num_cores_,
             .num_threads = worker.num_threads};
 }
@@ -75,8 +88,12 @@ void Exchange::end(const Worker& worker) {
     number_.store(number_.load(std::memory_order_relaxed) + 1, std::memory_order_relaxed);
 }
 
-float* Exchange::partials(const Collective& collective, int rank) const {
-    return reinterpret_cast<float*>(region_->buffer(rank) + collective.half_offset);
+float* Exchange::work(const Collective& collective, int rank) const {
+    return reinterpret_cast<float*>(region_->work(rank, collective.half));
+}
+
+float* Exchange::inbox(const Collective& collective, int owner, int slot) const {
+    return reinterpret_cast<float*>(region_->inbox(owner, collective.half, slot));
 }
 
 void Exchange::publish(const Collective& collective, int32_t segment) {
@@ -128,13 +145,13 @@ const uint8_t* Exchange::all_gather(const void* mine, size_t bytes, size_t* stri
     const Collective collective = begin(worker);
     if (worker.thread_idx == 0) {
         if (bytes > half_bytes_) refuse_too_large();
-        std::memcpy(partials(collective, rank_), mine, std::min(bytes, half_bytes_));
+        std::memcpy(work(collective, rank_), mine, std::min(bytes, half_bytes_));
         publish(collective, kGatherFlag);
     }
     for (int i = 0; i < size_; ++i) wait(collective, (rank_ + i) % size_, kGatherFlag);
     end(worker);
-    *stride = 2 * half_bytes_;
-    return reinterpret_cast<const uint8_t*>(partials(collective, 0));
+    *stride = region_->buffer_bytes();
+    return region_->work(0, collective.half);
 }
 
 void Exchange::barrier(const Worker& worker) {

@@ -1,37 +1,46 @@
-// How the ranks of a group merge their partial results inside one host: shared memory, flags and an epoch.
+// How the ranks of a group merge their partial sums inside one host: shared memory, flags and an epoch.
 //
 // Words. The columns of a [rows, D] matrix are cut into R *chunks*, one per rank; the cut depends on D and R
 // alone (segments.h). A chunk is cut into *segments*: the unit that is computed by one thread, published with
-// a flag of its own, and moved. A *hop* is a segment going from one rank to the next: rank r adds its partial
-// to the running sum that rank r - 1 published, and publishes the result.
+// a flag of its own, and moved. A *hop* is a segment going from one rank to the next.
 //
-// Order. Chunk c is summed starting at rank c + 1 and ending at rank c (modulo R):
+// Order. Chunk c is summed starting at rank c + 1 and ending at rank c (modulo R), its *owner*:
 //     ((p[c+1] + p[c+2]) + p[c+3]) + ... + p[c]
-// - ring: the sum travels R - 1 hops and is complete at its owner, rank c; then every rank reads the owner's
-// memory
-//   (the all-gather; inside one host nobody has to pass a finished segment on). 2 (R - 1) / R of the matrix
-//   is read.
-// - one-shot: every rank reads all R partials and adds them in that same order. R - 1 matrices are read, one
-// wait. Both do the same additions in the same order, so choose_all_reduce changes speed and never bits.
+// Three algorithms do these additions in this order, so choose_all_reduce changes speed and never bits:
+// - one-shot: every rank writes its partials to all others too, and adds all R of each segment.
+// - two-shot: every rank writes its partials of chunk c to the owner, straight from the registers where they
+// were
+//   computed. The owner adds them and writes the sum to everybody.
+// - ring: rank c + 1 writes its partial to c + 2, who adds its own and writes the sum to c + 3, and so on;
+// the
+//   owner, whom it reaches last, writes it to everybody.
+// Nobody reads another rank's memory: a store that misses waits in a buffer while the core goes on, a load
+// does not.
 //
 // Memory. Each rank owns a symmetric buffer of two halves; collective number s (all ranks count alike, from
-// 1) uses half s % 2. A flag per (rank, segment) holds the number of the last collective in which the rank
-// published that segment, so flags only grow and are never reset. In both algorithms a rank publishes a
-// segment exactly once.
+// 1) uses half s % 2. A half has a *work* area of a whole matrix - the own partials, and the finished chunks
+// of others - and an *inbox* of R slots: of one-shot and two-shot a slot per sender, of the ring one per
+// chunk. A flag per (rank, segment) holds the number of the last collective in which the rank published that
+// segment, so flags only grow and are never reset. In all algorithms a rank publishes a segment exactly once:
+// its partial, or, as the owner of the chunk in two-shot and ring, the finished sum.
 //
-// Why two consecutive collectives need no barrier. Rank r may write a half in collective s + 2 only when no
-// rank q reads it for collective s any more. Before r leaves collective s + 1 it has waited for at least one
-// flag of every other rank q with number s + 1: one-shot and all_gather wait for all ranks; the ring waits
-// for the owner of every chunk, and is not chosen when a chunk is empty. A thread of q raises a flag to s + 1
-// only after the threads of q's team met at a barrier behind collective s, hence after q's last read of r's
-// half in s. That read happens before the flag (barrier, then release store), the flag before r's acquire
-// load, and that before r's write in s + 2 (r's own team barrier). Therefore: the threads of a team meet
-// between collectives. The replay loop's barrier between ops does it; all_gather and barrier do it
+// Why two consecutive collectives need no barrier. Rank r may write into a half of rank q in collective s + 2
+// only when q reads it for collective s no more. Before r leaves collective s + 1 it has waited for at least
+// one flag of every other rank q with number s + 1: one-shot and all_gather wait for all ranks; two-shot and
+// ring wait for the owner of every chunk, and are not chosen when a chunk is empty. A thread of q raises a
+// flag to s + 1 only after the threads of q's team met at a barrier behind collective s, hence after q's last
+// read of its half in s. That read happens before the flag (barrier, then release store), the flag before r's
+// acquire load, and that before r's write in s + 2 (r's own team barrier). Therefore: the threads of a team
+// meet between collectives. The replay loop's barrier between ops does it; all_gather and barrier do it
 // themselves; the row slices of a large matrix put one in between.
+// Within a collective the owner of chunk c writes it into a work area only after that rank's partial of c has
+// left it.
 //
-// Why the ring cannot deadlock. A thread handles its segments in the order chunk r - 1, r - 2, ..., r: rank r
-// adds to chunk r - 1 - h at hop h. It computes all its partials without waiting, and the wait at hop h is
-// for a publication at hop h - 1; by induction over h every wait ends, however many threads each rank has.
+// Why nothing deadlocks. A thread first computes all its partials, without waiting; then it sums what is to
+// be summed here, then it takes what others have finished. In two-shot sums wait for partials alone. In the
+// ring a thread handles its segments in the order chunk r - 1, r - 2, ..., r: rank r adds to chunk r - 1 - h
+// at hop h, and the wait at hop h is for a publication at hop h - 1; by induction over h every wait ends,
+// however many threads each rank has.
 //
 // Loss. Every wait polls the region's epoch. Once it was raised, waits for what was not published return at
 // once.
@@ -52,8 +61,8 @@ class SharedRegion;
 // One collective under way; the same on every thread of the team.
 struct Collective {
     uint64_t number;
-    size_t half_offset;  // of this collective's half in a rank's symmetric buffer
-    bool crowded;        // more threads than cores: waits yield at once
+    int32_t half;  // of every rank's symmetric buffer
+    bool crowded;  // more threads than cores: waits yield at once
     int32_t num_threads;
 };
 
@@ -97,7 +106,8 @@ class Exchange {
     // team meets before the next begin.
     Collective begin(const Worker& worker) const;
     void end(const Worker& worker);
-    float* partials(const Collective& collective, int rank) const;
+    float* work(const Collective& collective, int rank) const;
+    float* inbox(const Collective& collective, int owner, int slot) const;
     void publish(const Collective& collective, int32_t segment);
     bool ready(const Collective& collective, int rank, int32_t segment) const;
     void wait(const Collective& collective, int rank, int32_t segment);
@@ -105,6 +115,7 @@ class Exchange {
     // Instead of a collective whose one row does not fit the buffers: gives up, and ends the group.
     void refuse_too_large();
 
+    int32_t team_threads() const { return team_threads_; }
     AllReduceAlgorithm algorithm(int32_t rows, int32_t d) const;
     // Tests and benchmarks: -1 lets choose_all_reduce decide; else an AllReduceAlgorithm, the same on all
     // ranks.
@@ -136,7 +147,8 @@ class Exchange {
     std::shared_ptr<SharedRegion> region_;
     int rank_;
     int size_;
-    size_t half_bytes_;
+    int32_t team_threads_;
+    size_t half_bytes_, slot_bytes_;
     int num_cores_;
     int32_t forced_algorithm_ = -1;
     bool (*interrupted_)() = nullptr;

@@ -1,4 +1,5 @@
-// How the columns of a [rows, D] matrix are cut into chunks and segments: by D and the number of ranks alone.
+// How the columns of a [rows, D] matrix are cut: into chunks by D and the number of ranks alone, for the
+// order of the sum; and these into segments, by what is worth a flag.
 //
 // Columns go in panels of 16, the unit of a packed weight. Chunk c has panels [c P / R, (c + 1) P / R). A
 // chunk is cut into segments of equal size (the last may be smaller). Partial sums lie segment after segment,
@@ -14,8 +15,9 @@
 
 namespace fastserve {
 
-// 128 bytes of a row: below that a flag costs more than the work that it lets start early.
-constexpr int32_t kMinSegmentPanels = 2;
+// Below that, a flag costs more than the work that it lets start early.
+constexpr int32_t kMinSegmentBytes = 8 * 1024;
+constexpr int32_t kMinSegmentPanels = 2;  // a matmul's tile; fewer only where threads would have none
 
 struct Segment {
     int32_t idx;  // its flag, and its place in the symmetric buffer
@@ -27,12 +29,19 @@ struct Segment {
 
 class Segments {
   public:
-    [[gnu::always_inline]] Segments(int32_t d, int32_t num_ranks)
+    // team_threads: of a rank, about; each should have a segment of every chunk, several ones two.
+    [[gnu::always_inline]] Segments(int32_t d, int32_t num_ranks, int32_t rows, int32_t team_threads)
         : d_(d), num_ranks_(num_ranks), num_panels_((d + kPanel - 1) / kPanel) {
-        const int32_t per_chunk = kMaxSegments / num_ranks;
         const int32_t chunk_panels = (num_panels_ + num_ranks - 1) / num_ranks;  // of the largest
-        const int32_t panels = (chunk_panels + per_chunk - 1) / per_chunk;
-        panels_ = panels > kMinSegmentPanels ? panels : kMinSegmentPanels;
+        const int32_t row_bytes = kPanel * static_cast<int32_t>(sizeof(float)) * (rows > 0 ? rows : 1);
+        const int32_t worth_a_flag = kMinSegmentPanels + kMinSegmentBytes / row_bytes;
+        const int32_t wanted = team_threads > 1 ? 2 * team_threads : 1;
+        const int32_t shared_out = (chunk_panels + wanted - 1) / wanted;
+        const int32_t limit = kMaxSegments / num_ranks;
+        const int32_t fewest = (chunk_panels + limit - 1) / limit;
+        panels_ = worth_a_flag < shared_out ? worth_a_flag : shared_out;
+        if (panels_ < fewest) panels_ = fewest;
+        if (panels_ < 1) panels_ = 1;
     }
 
     [[gnu::always_inline]] int32_t num_panels() const { return num_panels_; }

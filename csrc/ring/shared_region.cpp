@@ -14,9 +14,10 @@ namespace fastserve {
 namespace {
 
 constexpr uint64_t kMagic = 0x676e697265767366;  // "fsvering"
-constexpr uint32_t kLayout = 3;
+constexpr uint32_t kLayout = 4;
 constexpr size_t kPage = 4096;
 constexpr size_t kMaxHalfBytes = size_t{1} << 36;
+constexpr int kMaxTeamThreads = 4096;
 constexpr size_t kMaxExtraBytes = size_t{1} << 36;
 constexpr int kSeals = F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL;
 
@@ -39,21 +40,29 @@ struct SharedRegion::Header {
     uint32_t layout;
     int32_t num_ranks;
     uint64_t half_bytes, extra_bytes, total_bytes;
+    int32_t team_threads;
     alignas(kCacheLines) std::atomic<uint32_t> epoch;  // 0 while the group is whole
     std::atomic<uint32_t> claimed;                     // the first to raise it writes the reason
     std::atomic<int32_t> loss, lost_pid;
     RankSlot slots[kMaxRanks];
 };
 
-SharedRegion::SharedRegion(int fd, size_t half_bytes, size_t extra_bytes, int num_ranks)
-    : fd_(fd), num_ranks_(num_ranks), half_bytes_(half_bytes), extra_bytes_(extra_bytes) {
+// A slot holds a chunk, which is at most twice an equal share; or a whole row of fewer panels than ranks.
+SharedRegion::SharedRegion(int fd, size_t half_bytes, size_t extra_bytes, int num_ranks, int team_threads)
+    : fd_(fd),
+      num_ranks_(num_ranks),
+      team_threads_(team_threads),
+      half_bytes_(half_bytes),
+      slot_bytes_(num_ranks > 1 ? pages(2 * half_bytes / static_cast<size_t>(num_ranks)) : 0),
+      extra_bytes_(extra_bytes) {
     const size_t ranks = static_cast<size_t>(num_ranks);
     buffers_offset_ = pages(sizeof(Header)) + pages(ranks * kFlagsPerRank * sizeof(Flag));
-    extra_offset_ = buffers_offset_ + ranks * 2 * half_bytes;
+    extra_offset_ = buffers_offset_ + ranks * buffer_bytes();
     total_bytes_ = extra_offset_ + pages(extra_bytes);
 }
 
-std::shared_ptr<SharedRegion> SharedRegion::create(int num_ranks, size_t half_bytes, size_t extra_bytes) {
+std::shared_ptr<SharedRegion> SharedRegion::create(int num_ranks, size_t half_bytes, size_t extra_bytes,
+                                                   int team_threads) {
     if (num_ranks < 1 || num_ranks > kMaxRanks)
         throw std::invalid_argument("num_ranks must be in [1, " + std::to_string(kMaxRanks) + "], got " +
                                     std::to_string(num_ranks));
@@ -62,9 +71,13 @@ std::shared_ptr<SharedRegion> SharedRegion::create(int num_ranks, size_t half_by
                                     std::to_string(half_bytes));
     if (extra_bytes > kMaxExtraBytes)
         throw std::invalid_argument("extra_bytes must be at most 2^36, got " + std::to_string(extra_bytes));
+    if (team_threads < 1 || team_threads > kMaxTeamThreads)
+        throw std::invalid_argument("team_threads must be in [1, " + std::to_string(kMaxTeamThreads) +
+                                    "], got " + std::to_string(team_threads));
     const int fd = memfd_create("fastserve-group", MFD_CLOEXEC | MFD_ALLOW_SEALING);
     if (fd < 0) fail("memfd_create");
-    std::shared_ptr<SharedRegion> region(new SharedRegion(fd, pages(half_bytes), extra_bytes, num_ranks));
+    std::shared_ptr<SharedRegion> region(
+        new SharedRegion(fd, pages(half_bytes), extra_bytes, num_ranks, team_threads));
     if (ftruncate(fd, static_cast<off_t>(region->total_bytes_)) < 0) fail("sizing a group's shared memory");
     if (fcntl(fd, F_ADD_SEALS, kSeals) < 0) fail("sealing a group's shared memory");
     void* memory = mmap(nullptr, region->total_bytes_, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
@@ -75,6 +88,7 @@ std::shared_ptr<SharedRegion> SharedRegion::create(int num_ranks, size_t half_by
     Header& header = *region->header_;
     header.layout = kLayout;
     header.num_ranks = num_ranks;
+    header.team_threads = team_threads;
     header.half_bytes = region->half_bytes_;
     header.extra_bytes = extra_bytes;
     header.total_bytes = region->total_bytes_;
@@ -96,7 +110,7 @@ std::shared_ptr<SharedRegion> SharedRegion::attach(int fd) {
     const uint64_t magic = header.magic, half = header.half_bytes, extra = header.extra_bytes,
                    total = header.total_bytes;
     const uint32_t layout = header.layout;
-    const int32_t ranks = header.num_ranks;
+    const int32_t ranks = header.num_ranks, threads = header.team_threads;
     std::string wrong;
     if (magic != kMagic)
         wrong = "its magic number is wrong";
@@ -104,11 +118,13 @@ std::shared_ptr<SharedRegion> SharedRegion::attach(int fd) {
         wrong = "its layout is " + std::to_string(layout) + ", this build has " + std::to_string(kLayout);
     else if (ranks < 1 || ranks > kMaxRanks)
         wrong = "it claims " + std::to_string(ranks) + " ranks";
+    else if (threads < 1 || threads > kMaxTeamThreads)
+        wrong = "it claims teams of " + std::to_string(threads) + " threads";
     else if (half < 1 || half > kMaxHalfBytes || half % kPage || extra > kMaxExtraBytes)
         wrong = "it claims buffers of " + std::to_string(half) + " and " + std::to_string(extra) + " bytes";
     std::shared_ptr<SharedRegion> region;
     if (wrong.empty()) {
-        region.reset(new SharedRegion(-1, half, extra, ranks));
+        region.reset(new SharedRegion(-1, half, extra, ranks, threads));
         if (region->total_bytes_ != size || total != size) {
             wrong = "it holds " + std::to_string(size) + " bytes, its header implies " +
                     std::to_string(region->total_bytes_);
@@ -129,6 +145,19 @@ std::shared_ptr<SharedRegion> SharedRegion::attach(int fd) {
 SharedRegion::~SharedRegion() {
     if (memory_) munmap(memory_, total_bytes_);
     if (fd_ >= 0) close(fd_);
+}
+
+size_t SharedRegion::buffer_bytes() const {
+    return 2 * (half_bytes_ + static_cast<size_t>(num_ranks_) * slot_bytes_);
+}
+
+uint8_t* SharedRegion::work(int rank, int half) const {
+    return memory_ + buffers_offset_ + static_cast<size_t>(rank) * buffer_bytes() +
+           static_cast<size_t>(half) * (buffer_bytes() / 2);
+}
+
+uint8_t* SharedRegion::inbox(int owner, int half, int slot) const {
+    return work(owner, half) + half_bytes_ + static_cast<size_t>(slot) * slot_bytes_;
 }
 
 Flag& SharedRegion::flag(int rank, int32_t idx) const {

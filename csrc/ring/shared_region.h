@@ -3,7 +3,7 @@
 //
 //   header   magic, layout, sizes; the epoch; a slot per rank        (one page or more)
 //   flags    [num_ranks][kFlagsPerRank], each on cache lines of its own
-//   buffers  [num_ranks][2 halves][half_bytes]: the symmetric buffers of csrc/ring/exchange.h
+//   buffers  [num_ranks][2 halves] { work [half_bytes]; inbox [num_ranks][slot_bytes] }: csrc/ring/exchange.h
 //   extra    whatever the creator puts there (mailboxes)
 //
 // The layout is fixed and holds no pointer. attach() checks everything that it reads against the size of the
@@ -48,8 +48,10 @@ struct alignas(kCacheLines) RankSlot {
 
 class SharedRegion {
   public:
-    // half_bytes: what one collective can hold per rank. Throws std::invalid_argument, std::system_error.
-    static std::shared_ptr<SharedRegion> create(int num_ranks, size_t half_bytes, size_t extra_bytes);
+    // half_bytes: what one collective can hold per rank. team_threads: of the largest team of a rank, about.
+    // Throws std::invalid_argument, std::system_error.
+    static std::shared_ptr<SharedRegion> create(int num_ranks, size_t half_bytes, size_t extra_bytes,
+                                                int team_threads = 1);
     // Maps the region behind a descriptor from create(), which stays the caller's. Throws std::runtime_error
     // that names what is wrong with the descriptor.
     static std::shared_ptr<SharedRegion> attach(int fd);
@@ -62,7 +64,11 @@ class SharedRegion {
     size_t half_bytes() const { return half_bytes_; }
     size_t extra_bytes() const { return extra_bytes_; }
     void* extra() const { return memory_ + extra_offset_; }
-    uint8_t* buffer(int rank) const { return memory_ + buffers_offset_ + 2 * half_bytes_ * rank; }
+    size_t slot_bytes() const { return slot_bytes_; }
+    size_t buffer_bytes() const;  // of a rank
+    int team_threads() const { return team_threads_; }
+    uint8_t* work(int rank, int half) const;
+    uint8_t* inbox(int owner, int half, int slot) const;
     Flag& flag(int rank, int32_t idx) const;
     RankSlot& slot(int rank) const;
 
@@ -78,11 +84,12 @@ class SharedRegion {
 
   private:
     struct Header;
-    SharedRegion(int fd, size_t half_bytes, size_t extra_bytes, int num_ranks);
+    SharedRegion(int fd, size_t half_bytes, size_t extra_bytes, int num_ranks, int team_threads);
 
     int fd_;
     int num_ranks_;
-    size_t half_bytes_, extra_bytes_;
+    int team_threads_;
+    size_t half_bytes_, slot_bytes_, extra_bytes_;
     size_t buffers_offset_, extra_offset_, total_bytes_;
     uint8_t* memory_ = nullptr;
     Header* header_ = nullptr;

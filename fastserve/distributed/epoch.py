@@ -81,7 +81,9 @@ def begin_epoch(
     size, capacity = plan.num_ranks, model.settings.mailbox_capacity
     assert len(ranks) == size
     symmetric = exchange_bytes(model.settings.max_tokens, model.hidden)
-    region = _C.SharedRegion.create(size, symmetric, 2 * mailbox_bytes(capacity))
+    region = _C.SharedRegion.create(
+        size, symmetric, 2 * mailbox_bytes(capacity), max(len(cores) for cores in model.cores)
+    )
     steps, results = open_mailboxes(region, capacity, size, create=True)
     epoch = Epoch(number, plan, tuple(ranks), region, steps, results)
     try:

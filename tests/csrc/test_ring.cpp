@@ -35,7 +35,7 @@ std::vector<float> matrix(int rank, int salt, int64_t count) {
 // The slow twin: chunk c from rank c + 1 to rank c.
 std::vector<float> summed(const std::vector<std::vector<float>>& partials, Shape shape) {
     const int num_ranks = static_cast<int>(partials.size());
-    const Segments segments(shape.d, num_ranks);
+    const Segments segments(shape.d, num_ranks, 1, 1);
     std::vector<float> total(partials[0].size());
     for (int32_t chunk = 0; chunk < num_ranks; ++chunk)
         for (int32_t row = 0; row < shape.rows; ++row)
@@ -135,10 +135,10 @@ void check_all_gather(Exchange& exchange, Team& team, int salt) {
 
 void test_collectives_in_any_mixture() {
     for (const int num_ranks : {1, 2, 3, 4, 5, 8}) {
-        run_ranks(SharedRegion::create(num_ranks, kHalfBytes, 0), [](Exchange& exchange) {
+        run_ranks(SharedRegion::create(num_ranks, kHalfBytes, 0, 3), [](Exchange& exchange) {
             Team team(unpinned(threads_of(exchange.rank())));
             int salt = 0;
-            for (const int algorithm : {-1, 0, 1}) {
+            for (const int algorithm : {-1, 0, 1, 2}) {
                 exchange.force_algorithm(algorithm);
                 for (const Shape shape : kShapes) {
                     check_all_reduce(exchange, team, shape, ++salt);
@@ -153,24 +153,25 @@ void test_collectives_in_any_mixture() {
 }
 
 void test_small_collectives_back_to_back() {
-    run_ranks(SharedRegion::create(3, kHalfBytes, 0), [](Exchange& exchange) {
+    run_ranks(SharedRegion::create(3, kHalfBytes, 0, 3), [](Exchange& exchange) {
         Team team(unpinned(1));
         for (int round = 0; round < 200; ++round) {
-            exchange.force_algorithm(round % 2);
+            exchange.force_algorithm(round % 3);
             check_all_reduce(exchange, team, {1, 48}, round);
         }
     });
 }
 
 void test_tiles_are_sent_before_the_last_is_computed() {
-    for (const int algorithm : {0, 1}) {
-        run_ranks(SharedRegion::create(3, kHalfBytes, 0), [=](Exchange& exchange) {
+    for (const int algorithm : {0, 1, 2}) {
+        run_ranks(SharedRegion::create(3, kHalfBytes, 0, 3), [=](Exchange& exchange) {
             exchange.force_algorithm(algorithm);
             Team team(unpinned(1));
             check_fused(exchange, team, {4, 576}, 1);
-            // Of 18 tiles one-shot sends all but the last; the ring at least those of the chunk that starts
-            // here.
-            CHECK(exchange.tiles_sent_early() >= (algorithm == 0 ? 17 : 6));
+            // Of 18 tiles one-shot sends all but the last at once; two-shot those of two chunks, the ring at
+            // least those of the chunk that starts here.
+            const int at_once[] = {17, 12, 6};
+            CHECK(exchange.tiles_sent_early() >= at_once[algorithm]);
             CHECK(exchange.tiles_sent_early() < 18);
         });
     }
@@ -178,32 +179,44 @@ void test_tiles_are_sent_before_the_last_is_computed() {
 
 void test_segments_cover_every_column_once() {
     for (int32_t num_ranks = 1; num_ranks <= kMaxRanks; ++num_ranks)
-        for (const int32_t d : {1, 16, 100, 576, 4096, 49152}) {
-            const Segments segments(d, num_ranks);
-            CHECK(segments.count() <= kMaxSegments);
-            std::vector<int> columns(static_cast<size_t>(d)), flags(kMaxSegments);
-            for (int32_t i = 0; i < segments.count(); ++i) {
-                const Segment segment = segments.in_ring_order(num_ranks / 2, i);
-                ++flags[static_cast<size_t>(segment.idx)];
-                for (int32_t c = segment.column_begin; c < segment.column_end; ++c)
-                    ++columns[static_cast<size_t>(c)];
+        for (const int32_t d : {1, 16, 100, 576, 4096, 49152})
+            for (const auto& [rows, threads] : {std::pair(1, 1), std::pair(1, 8), std::pair(512, 3)}) {
+                const Segments segments(d, num_ranks, rows, threads), other(d, num_ranks, 7, 2);
+                CHECK(segments.count() <= kMaxSegments);
+                std::vector<int> columns(static_cast<size_t>(d)), flags(kMaxSegments);
+                for (int32_t i = 0; i < segments.count(); ++i) {
+                    const Segment segment = segments.in_ring_order(num_ranks / 2, i);
+                    ++flags[static_cast<size_t>(segment.idx)];
+                    for (int32_t c = segment.column_begin; c < segment.column_end; ++c)
+                        ++columns[static_cast<size_t>(c)];
+                }
+                for (const int times : columns) CHECK(times == 1);
+                for (const int times : flags) CHECK(times <= 1);
+                // The order of a sum depends on the chunk, which knows neither rows nor threads.
+                for (int32_t chunk = 0; chunk <= num_ranks; ++chunk)
+                    CHECK(segments.chunk_begin(chunk) == other.chunk_begin(chunk));
             }
-            for (const int times : columns) CHECK(times == 1);
-            for (const int times : flags) CHECK(times <= 1);
-        }
 }
 
-void test_small_messages_go_in_one_shot_and_large_ones_round_the_ring() {
+void test_a_flag_is_for_what_is_worth_it() {
+    CHECK(Segments(576, 2, 1, 1).count() == 2);     // a step's one row: a chunk each
+    CHECK(Segments(576, 2, 1, 4).count() == 12);    // shared out among threads
+    CHECK(Segments(576, 2, 512, 1).count() == 18);  // so that the peer adds some while others are computed
+    CHECK(Segments(4096, 2, 512, 2).count() > 32);
+}
+
+void test_small_sums_go_in_one_shot() {
     CHECK(choose_all_reduce(576 * 4, 4) == AllReduceAlgorithm::one_shot);
-    CHECK(choose_all_reduce(512 * 576 * 4, 4) == AllReduceAlgorithm::ring);
-    CHECK(choose_all_reduce(512 * 576 * 4, 2) == AllReduceAlgorithm::one_shot);
+    CHECK(choose_all_reduce(512 * 576 * 4, 4) == AllReduceAlgorithm::two_shot);
+    CHECK(choose_all_reduce(512 * 576 * 4, 2) == AllReduceAlgorithm::two_shot);
 }
 
 }  // namespace
 
 int main() {
     test_segments_cover_every_column_once();
-    test_small_messages_go_in_one_shot_and_large_ones_round_the_ring();
+    test_a_flag_is_for_what_is_worth_it();
+    test_small_sums_go_in_one_shot();
     test_collectives_in_any_mixture();
     test_small_collectives_back_to_back();
     test_tiles_are_sent_before_the_last_is_computed();

@@ -35,7 +35,7 @@ void a_lost_group_leaves_ids_in_range(const OpTable& ops) {
     const Batch batch(1);
     const auto region = SharedRegion::create(2, 4096, 0);
     const auto exchange = make_exchange(region, 0);
-    std::memset(region->buffer(1), 0x7f, 2 * region->half_bytes());
+    std::memset(region->work(1, 0), 0x7f, region->buffer_bytes());
     exchange->raise_epoch();
     Floats mine = batch.logits, scratch(static_cast<size_t>(sample_scratch_bytes(2, batch.v)) / 4, NAN);
     std::vector<SampleOut> out(batch.rows.size());
