@@ -7,6 +7,7 @@ import hashlib
 import os
 import signal
 import sys
+import types
 
 from fastserve.distributed.group import Group, init_group
 from fastserve.errors import FastServeError
@@ -16,11 +17,14 @@ class Tensor:
     """As much of a contiguous fp32 torch tensor as a group uses; torch takes seconds to import."""
 
     dtype = "torch.float32"
-    device = "cpu"
+    device = types.SimpleNamespace(type="cpu")
 
     def __init__(self, values: list[float], shape: tuple[int, ...]) -> None:
         self.values = array.array("f", values)
         self.shape = shape
+
+    def numel(self) -> int:
+        return len(self.values)
 
     def data_ptr(self) -> int:
         return self.values.buffer_info()[0]
