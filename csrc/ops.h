@@ -218,6 +218,28 @@ struct CopyArgs {
     int64_t stream_bytes;  // from here on stores go past the caches
 };
 
+// Floats as they cross a slow link: blocks of 64 with a scale of their own, 68 bytes instead of 256. A value
+// comes back with an error of at most max |block| / 254; a block that holds NaN or infinity comes back as
+// NaN.
+struct WireBlock {
+    static constexpr int32_t kValues = 64;
+    float scale;
+    int8_t codes[kValues];  // -127..127, times the scale
+};
+static_assert(sizeof(WireBlock) == 68);
+
+struct CompressArgs {
+    const float* from;  // [count]
+    int64_t count;
+    WireBlock* to;  // [ceil(count / 64)]
+};
+
+struct ExpandArgs {
+    const WireBlock* from;
+    int64_t count;
+    float* to;  // [count]
+};
+
 // What a request asked of sampling; lives in its slot.
 struct SamplingState {
     float temperature, top_p, min_p;
@@ -283,6 +305,8 @@ struct OpTable {
     void (*sample)(const SampleArgs&, const Worker&);
     void (*reduce)(const ReduceArgs&);
     void (*copy)(const CopyArgs&);
+    void (*compress)(const CompressArgs&);
+    void (*expand)(const ExpandArgs&);
 };
 
 // The table of the ISA in use: FASTSERVE_ISA, else the best that this CPU has. Throws std::runtime_error for

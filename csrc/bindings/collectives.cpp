@@ -38,7 +38,7 @@ std::shared_ptr<SocketLinks> links_of(const std::shared_ptr<PeerMemory>& memory,
 class PeerGroup {
   public:
     PeerGroup(std::shared_ptr<Exchange> exchange, const PeerConnections& connections,
-              std::shared_ptr<PeerGroup> local, std::shared_ptr<PeerGroup> across)
+              std::shared_ptr<PeerGroup> local, std::shared_ptr<PeerGroup> across, int wire_bits)
         : exchange_(std::move(exchange)),
           memory_(std::make_shared<PeerMemory>(exchange_->shared_region())),
           local_(std::move(local)),
@@ -47,7 +47,12 @@ class PeerGroup {
           collectives_(memory_, exchange_->rank(), links_),
           mail_(memory_, exchange_->rank(), links_) {
         collectives_.set_interrupted(&interrupted);
-        if (local_ && across_) hierarchy_.emplace(collectives_, local_->collectives_, across_->collectives_);
+        if (wire_bits != 32 && wire_bits != 8)
+            throw py::value_error("wire_bits must be 32 or 8, got " + std::to_string(wire_bits));
+        if (wire_bits == 8) compressed_.emplace(collectives_);
+        if (!local_ || !across_) return;
+        CompressedAllReduce* compressed = across_->compressed_ ? &*across_->compressed_ : nullptr;
+        hierarchy_.emplace(collectives_, local_->collectives_, across_->collectives_, compressed);
     }
 
     void leave() {
@@ -65,6 +70,8 @@ class PeerGroup {
         run([&] {
             if (hierarchy_ && hierarchy_->takes(count, reduction))
                 return hierarchy_->all_reduce(memory(data), count, reduction);
+            if (compressed_ && CompressedAllReduce::takes(count, reduction))
+                return compressed_->all_reduce(static_cast<float*>(memory(data)), count);
             return collectives_.all_reduce(memory(data), count, reduction);
         });
     }
@@ -202,6 +209,7 @@ class PeerGroup {
     std::shared_ptr<SocketLinks> links_;
     Collectives collectives_;
     PointToPoint mail_;
+    std::optional<CompressedAllReduce> compressed_;
     std::optional<Hierarchy> hierarchy_;
 };
 
@@ -215,9 +223,9 @@ void bind_collectives(py::module_& m) {
     py::class_<PeerGroup, std::shared_ptr<PeerGroup>>(
         m, "PeerGroup", "Collectives on addresses; types and ops are indices of DATA_TYPES and REDUCE_OPS.")
         .def(py::init<std::shared_ptr<Exchange>, const PeerConnections&, std::shared_ptr<PeerGroup>,
-                      std::shared_ptr<PeerGroup>>(),
+                      std::shared_ptr<PeerGroup>, int>(),
              py::arg("exchange"), py::arg("connections") = PeerConnections(), py::arg("local") = nullptr,
-             py::arg("across") = nullptr,
+             py::arg("across") = nullptr, py::arg("wire_bits") = 32,
              "connections: (rank, descriptors of streams, descriptor for messages) of each rank on another "
              "host; "
              "taken over. local, across: the ranks of this host, and those with this one's place on each "

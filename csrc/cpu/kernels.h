@@ -18,5 +18,7 @@ void matmul_all_reduce(const MatmulAllReduceArgs& args, const Worker& worker);
 void sample(const SampleArgs& args, const Worker& worker);
 void reduce(const ReduceArgs& args);
 void copy(const CopyArgs& args);
+void compress(const CompressArgs& args);
+void expand(const ExpandArgs& args);
 
 }  // namespace fastserve::FASTSERVE_ISA_NAMESPACE

@@ -22,6 +22,8 @@ const OpTable table = {
     .sample = sample,
     .reduce = reduce,
     .copy = copy,
+    .compress = compress,
+    .expand = expand,
 };
 
 }  // namespace fastserve::FASTSERVE_ISA_NAMESPACE

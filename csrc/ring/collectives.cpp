@@ -387,6 +387,11 @@ bool Collectives::all_to_all(const void* const* in, const int64_t* in_bytes, voi
     for (int r = 0; r < size_; ++r)
         if (r != rank_) longest = std::max(longest, in_bytes[r]);
     if (!all_reduce(&longest, 1, {DataType::s64, ReduceOp::max, false})) return false;
+    return all_to_all_up_to(longest, in, in_bytes, out, out_bytes);
+}
+
+bool Collectives::all_to_all_up_to(int64_t longest, const void* const* in, const int64_t* in_bytes,
+                                   void* const* out, const int64_t* out_bytes) {
     begin();
     copy(out[rank_], in[rank_], std::min(in_bytes[rank_], out_bytes[rank_]));
     const int64_t per_slice = static_cast<int64_t>(memory_->slot_bytes());

@@ -69,6 +69,9 @@ class Collectives {
     // in[r] [in_bytes[r]] goes to rank r, out[r] [out_bytes[r]] comes from it.
     bool all_to_all(const void* const* in, const int64_t* in_bytes, void* const* out,
                     const int64_t* out_bytes);
+    // The same where no part is longer than `longest`, which all ranks must agree on.
+    bool all_to_all_up_to(int64_t longest, const void* const* in, const int64_t* in_bytes, void* const* out,
+                          const int64_t* out_bytes);
     bool barrier();
 
     static constexpr int64_t kOneShotBytes = 8 * 1024;  // bytes pushed, above which two-shot is faster

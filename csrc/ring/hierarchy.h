@@ -12,14 +12,17 @@
 #include <memory>
 
 #include "ring/collectives.h"
+#include "ring/compressed_all_reduce.h"
 
 namespace fastserve {
 
 class Hierarchy {
   public:
     // whole: all ranks; local: those of this host; across: those with this one's place on every host.
-    Hierarchy(Collectives& whole, Collectives& local, Collectives& across)
-        : whole_(whole), local_(local), across_(across) {}
+    // compressed: of the same ranks as across; null: all goes in full.
+    Hierarchy(Collectives& whole, Collectives& local, Collectives& across,
+              CompressedAllReduce* compressed = nullptr)
+        : whole_(whole), local_(local), across_(across), compressed_(compressed) {}
 
     // Whether the levels are worth it; else the whole group's own all-reduce is the faster one.
     bool takes(int64_t count, const Reduction& reduction) const;
@@ -29,6 +32,7 @@ class Hierarchy {
   private:
     static constexpr int64_t kMinBytes = 64 * 1024;  // below, three collectives in a row take longer than one
     Collectives &whole_, &local_, &across_;
+    CompressedAllReduce* compressed_;
 };
 
 }  // namespace fastserve

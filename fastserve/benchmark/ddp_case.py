@@ -15,7 +15,7 @@ from fastserve.benchmark.contestants import OURS, Contestants
 from fastserve.distributed.group import Group
 
 WIDTHS = (1024, 2048, 2048, 1024, 1024, 512)  # of an MLP of 10 million parameters
-ROWS = 64
+ROWS = 32  # per rank
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,9 +12,10 @@ import os
 import secrets
 import struct
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, NamedTuple, Protocol, Self
 
 import msgspec
 
@@ -163,31 +164,48 @@ def _wrong(tensor: TorchTensor) -> ValueError:
 
 
 def init_group(
-    *, symmetric_bytes: int = SYMMETRIC_BYTES, timeout_s: float = TIMEOUT_S, silence_s: float = SILENCE_S
+    *,
+    symmetric_bytes: int = SYMMETRIC_BYTES,
+    timeout_s: float = TIMEOUT_S,
+    silence_s: float = SILENCE_S,
+    wire_bits: int = 32,
 ) -> Group:
     """Makes the group of all processes of this torchrun, on one host or several; every one of them calls it.
 
     symmetric_bytes  what one fused op can hold per rank; rank 0's counts. Larger matrices go in slices.
     silence_s        how long a host may be cut off before its ranks count as dead
+    wire_bits        8: fp32 sums of 4096 elements or more cross between hosts in 8 bits, for slow links. An element's
+                     error is at most max |x| / 254 of the 64 around it, from every part and once from the sum;
+                     NaN and infinity spread over their 64. Every rank gives the same.
     Across hosts rank 0 listens at port FASTSERVE_PORT (MASTER_PORT + 1) of MASTER_ADDR, and every rank at a port
     that the system chooses, of the address from which it reaches MASTER_ADDR (or FASTSERVE_ADDRESS).
-    Raises GroupError if torchrun's variables are missing or wrong, or a rank does not come within timeout_s.
+    Raises GroupError if torchrun's variables are missing or wrong, or a rank does not come within timeout_s;
+    ValueError for other wire_bits than 8 and 32.
     """
+    if wire_bits not in (8, 32):
+        raise ValueError(f"wire_bits must be 8 or 32, got {wire_bits}")
     place = Place.from_environment(os.environ)
     deadline = Deadline(timeout_s)
     with _explained(place.rank, timeout_s):
         if not spans_hosts(os.environ):
             return _meet(place, deadline, symmetric_bytes)
+        links = Links(silence_s, wire_bits)
         with TcpDirectory.from_environment(place, os.environ, deadline) as directory:
-            return _meet_anywhere(directory, place.rank, deadline, symmetric_bytes, silence_s)
+            return _meet_anywhere(directory, place.rank, deadline, symmetric_bytes, links)
 
 
-def meet(
-    directory: Directory, rank: int, *, symmetric_bytes: int, timeout_s: float, silence_s: float = SILENCE_S
-) -> Group:
+@dataclass(frozen=True, slots=True)
+class Links:
+    """Between hosts; init_group says what these are."""
+
+    silence_s: float = SILENCE_S
+    wire_bits: int = 32
+
+
+def meet(directory: Directory, rank: int, *, symmetric_bytes: int, timeout_s: float) -> Group:
     """Makes the group of all ranks that share the directory, wherever they are. Raises GroupError."""
     with _explained(rank, timeout_s):
-        return _meet_anywhere(directory, rank, Deadline(timeout_s), symmetric_bytes, silence_s)
+        return _meet_anywhere(directory, rank, Deadline(timeout_s), symmetric_bytes, Links())
 
 
 @contextlib.contextmanager
@@ -212,7 +230,7 @@ class _Listening(msgspec.Struct, frozen=True):
 
 
 def _meet_anywhere(
-    directory: Directory, rank: int, deadline: Deadline, symmetric_bytes: int, silence_s: float
+    directory: Directory, rank: int, deadline: Deadline, symmetric_bytes: int, links: Links
 ) -> Group:
     own = _Arrival(this_host(), secrets.token_hex(SECRET_BYTES))
     arrivals = [
@@ -223,7 +241,7 @@ def _meet_anywhere(
     name = f"fastserve-{os.geteuid()}-{arrivals[0].secret}"
     if len(layout.hosts) == 1:
         return _meet(Place(rank, len(arrivals), name), deadline, symmetric_bytes)
-    with Mesh(rank, own_address(), bytes.fromhex(arrivals[0].secret), silence_s) as mesh:
+    with Mesh(rank, own_address(), bytes.fromhex(arrivals[0].secret), links.silence_s) as mesh:
         listening = _Listening(own_address(), mesh.port)
         entries = [
             msgspec.json.decode(entry, type=_Listening)
@@ -231,48 +249,56 @@ def _meet_anywhere(
         ]
         addresses = [(entry.address, entry.port) for entry in entries]
         place = Place(layout.local(rank).index(rank), len(layout.local(rank)), name)
-        return _span(layout, rank, place, lambda levels: mesh.connect(levels, addresses, deadline), deadline)
+        sizes = [len(arrivals), place.size] if layout.across(rank) else [len(arrivals)]
+        shared = _share(place, deadline, sizes, 1)
+        connections = mesh.connect(_levels(layout, rank), addresses, deadline)
+        return _span(layout, rank, shared, connections, links.wire_bits)
+
+
+def _levels(layout: Layout, rank: int) -> list[Level]:
+    """What is to be connected: this rank with all of other hosts; with those that have its place there."""
+    across = layout.across(rank)
+    whole = Level(0, {peer: peer for peer in layout.remote(rank)})
+    return [whole, Level(1, {peer: across.index(peer) for peer in across if peer != rank})]
 
 
 def _span(
     layout: Layout,
     rank: int,
-    place: Place,
-    connect: Callable[[Sequence[Level]], list[Connections]],
-    deadline: Deadline,
+    shared: Shared,
+    connections: Sequence[Connections],
+    wire_bits: int,
 ) -> Group:
-    """place: of this rank among those of its host."""
-    across = layout.across(rank)
-    size = sum(len(ranks) for ranks in layout.hosts)
-    regions, watched = _share(place, deadline, [size, place.size] if across else [size], 1)
-    whole = Level(0, {peer: peer for peer in layout.remote(rank)})
-    level = Level(1, {peer: across.index(peer) for peer in across if peer != rank})
-    connections = connect([whole, level])
-    exchange = _C.Exchange(regions[0], rank)
+    exchange = _C.Exchange(shared.regions[0], rank)
     local_peers = across_peers = None
-    if across:
-        local_peers = _C.PeerGroup(_C.Exchange(regions[1], place.rank))
+    if across := layout.across(rank):
+        local_peers = _C.PeerGroup(_C.Exchange(shared.regions[1], layout.local(rank).index(rank)))
         region = _C.SharedRegion.create(len(across), 1, _C.peer_memory_bytes(len(across)))
-        across_peers = _C.PeerGroup(_C.Exchange(region, across.index(rank)), connections[1])
-    peers = _C.PeerGroup(exchange, connections[0], local_peers, across_peers)
-    watchers = [_C.Watcher(watched, region) for region in regions]
+        across_peers = _C.PeerGroup(
+            _C.Exchange(region, across.index(rank)), connections[1], wire_bits=wire_bits
+        )
+    peers = _C.PeerGroup(exchange, connections[0], local_peers, across_peers, wire_bits)
+    watchers = [_C.Watcher(shared.watched, region) for region in shared.regions]
     return Group(peers, exchange, watchers, spans_hosts=True)
 
 
 def _meet(place: Place, deadline: Deadline, symmetric_bytes: int) -> Group:
     """All ranks of the place on this host."""
-    (region,), watched = _share(place, deadline, [place.size], symmetric_bytes)
+    shared = _share(place, deadline, [place.size], symmetric_bytes)
+    (region,) = shared.regions
     exchange = _C.Exchange(region, place.rank)
-    return Group(_C.PeerGroup(exchange), exchange, [_C.Watcher(watched, region)], spans_hosts=False)
+    return Group(_C.PeerGroup(exchange), exchange, [_C.Watcher(shared.watched, region)], spans_hosts=False)
 
 
-def _share(
-    place: Place, deadline: Deadline, sizes: Sequence[int], symmetric_bytes: int
-) -> tuple[list[_C.SharedRegion], list[int]]:
-    """Regions of so many ranks that rank 0 of the place makes, and the processes that this rank is to watch:
+class Shared(NamedTuple):
+    regions: list[_C.SharedRegion]
+    watched: list[
+        int
+    ]  # rank 0 watches all others, they watch rank 0: who notices tells everybody by the epoch
 
-    rank 0 watches all others, and they watch rank 0; whoever notices tells everybody by the epoch.
-    """
+
+def _share(place: Place, deadline: Deadline, sizes: Sequence[int], symmetric_bytes: int) -> Shared:
+    """Regions of so many ranks, which rank 0 of the place makes."""
     if place.rank > 0:
         return _join(place, deadline, sizes)
     regions = [_C.SharedRegion.create(size, symmetric_bytes, _C.peer_memory_bytes(size)) for size in sizes]
@@ -282,7 +308,7 @@ def _share(
             with listen(place) as listener:
                 accept_peers(place, listener, deadline, peers)
             hand_out(peers, [region.fd for region in regions], deadline)
-        return regions, [peer.pid for peer in peers.values()]
+        return Shared(regions, [peer.pid for peer in peers.values()])
     except TimeoutError:
         raise TimeoutError(f"here: {sorted([place.rank, *peers])}") from None
     finally:
@@ -290,7 +316,7 @@ def _share(
             peer.channel.close()
 
 
-def _join(place: Place, deadline: Deadline, sizes: Sequence[int]) -> tuple[list[_C.SharedRegion], list[int]]:
+def _join(place: Place, deadline: Deadline, sizes: Sequence[int]) -> Shared:
     try:
         rank_0, descriptors = join(place, deadline)
     except TimeoutError:
@@ -307,4 +333,4 @@ def _join(place: Place, deadline: Deadline, sizes: Sequence[int]) -> tuple[list[
         rank_0.channel.close()
         for descriptor in descriptors:
             os.close(descriptor)
-    return regions, [rank_0.pid]
+    return Shared(regions, [rank_0.pid])

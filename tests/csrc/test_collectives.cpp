@@ -443,6 +443,42 @@ void test_sums_in_levels() {
     });
 }
 
+void test_sums_in_eight_bits_are_within_the_stated_error() {
+    for (const int num_ranks : {1, 2, 3})
+        run_peers(num_ranks, [](Peers& peers) {
+            Collectives& c = peers.collectives;
+            CompressedAllReduce compressed(c);
+            for (const int64_t count : {64, 65, 5'000, 200'001}) {
+                std::vector<float> data = floats(c.rank(), 3, count), exact(data.size()), bound(data.size());
+                const auto add_error = [&](const std::vector<float>& part) {
+                    for (size_t begin = 0; begin < part.size(); begin += 64) {
+                        const size_t end = std::min(begin + 64, part.size());
+                        float largest = 0;
+                        for (size_t i = begin; i < end; ++i) largest = std::max(largest, std::fabs(part[i]));
+                        for (size_t i = begin; i < end; ++i) bound[i] += largest / 254;
+                    }
+                };
+                for (int rank = 0; rank < c.size(); ++rank) {
+                    const std::vector<float> part = floats(rank, 3, count);
+                    for (size_t i = 0; i < part.size(); ++i) exact[i] += part[i];
+                    add_error(part);
+                }
+                add_error(exact);
+                CHECK(compressed.all_reduce(data.data(), count));
+                for (size_t i = 0; i < data.size(); ++i)
+                    CHECK(std::fabs(data[i] - exact[i]) <= 1.02f * bound[i]);
+                check_everywhere(peers, data);
+            }
+            std::vector<float> odd(128, 1.0f), tiny(128, 1e-44f);
+            odd[5] = NAN;
+            CHECK(compressed.all_reduce(odd.data(), 128));
+            if (c.size() > 1)
+                CHECK(std::isnan(odd[5]) && std::fabs(odd[100] - static_cast<float>(c.size())) < 0.1f);
+            CHECK(compressed.all_reduce(tiny.data(), 128));
+            CHECK(std::fabs(tiny[0]) <= 1e-43f);
+        });
+}
+
 // Whoever holds the other end of a connection cannot make a rank write where it should not.
 void test_garbage_on_a_connection_ends_the_group() {
     const size_t slot = PeerMemory::slot_bytes(2);
@@ -486,6 +522,7 @@ void test_garbage_on_a_connection_ends_the_group() {
 
 int main() {
     test_sums_in_levels();
+    test_sums_in_eight_bits_are_within_the_stated_error();
     test_garbage_on_a_connection_ends_the_group();
     test_all_reduce_gives_all_ranks_the_same_sum();
     test_integers_of_every_size_and_op();

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import array
 import hashlib
+import math
 import os
 import signal
 import sys
@@ -68,6 +69,17 @@ def reduce_large(group: Group) -> None:
     print(f"sums {digest.hexdigest()}")
 
 
+def reduce_in_8_bits(group: Group) -> None:
+    """Within the error that init_group states, and not exact."""
+    count = 70_001
+    tensor = Tensor([math.sin(i + group.rank) for i in range(count)], (count,))
+    group.all_reduce(tensor)
+    exact = [sum(math.sin(i + rank) for rank in range(group.size)) for i in range(count)]
+    largest = max(abs(a - b) for a, b in zip(tensor.values, exact, strict=True))
+    assert 1e-4 < largest < (group.size + group.size) / 254, largest
+    print(f"near {hashlib.sha256(tensor.values.tobytes()).hexdigest()}")
+
+
 def wait_and_tell(group: Group) -> None:
     group.barrier()
     print("waiting", flush=True)
@@ -119,7 +131,10 @@ def wait_for_ever(group: Group) -> None:
 def main() -> None:
     try:
         timeout_s, silence_s = (float(os.environ.get(name, "30")) for name in ("TIMEOUT_S", "SILENCE_S"))
-        with init_group(symmetric_bytes=4096, timeout_s=timeout_s, silence_s=silence_s) as group:
+        wire_bits = int(os.environ.get("WIRE_BITS", "32"))
+        with init_group(
+            symmetric_bytes=4096, timeout_s=timeout_s, silence_s=silence_s, wire_bits=wire_bits
+        ) as group:
             assert (group.rank, group.size) == (int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
             globals()[sys.argv[1]](group)
     except KeyboardInterrupt:

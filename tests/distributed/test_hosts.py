@@ -88,6 +88,18 @@ def test_sums_are_right_and_the_same_bits_everywhere(
     assert len(outputs[0]) > 64, outputs[0]
 
 
+@pytest.mark.parametrize(("num_hosts", "per_host"), [(2, 1), (2, 2)])
+def test_eight_bits_are_near_and_the_same_everywhere(
+    request: pytest.FixtureRequest, hosts: Hosts, num_hosts: int, per_host: int
+) -> None:
+    run = start(
+        request, Run(hosts, num_hosts, per_host, str(GROUP_SCRIPT), "reduce_in_8_bits", WIRE_BITS="8")
+    )
+    outputs = run.outputs()
+    assert len(set(outputs)) == 1
+    assert outputs[0].startswith("near"), outputs[0]
+
+
 def test_a_bad_network_is_only_slow(request: pytest.FixtureRequest, hosts: Hosts) -> None:
     if not hosts.worsen(delay="2ms", loss="1%"):
         pytest.skip("this kernel has no netem")
