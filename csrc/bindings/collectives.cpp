@@ -133,6 +133,15 @@ class PeerGroup {
         check_bytes(bytes);
         run([&] { return mail_.receive(from, tag, memory(data), bytes); });
     }
+    bool takes_in(int from, int64_t tag) {
+        check_peer("from", from);
+        bool found = false;
+        run([&] {
+            found = mail_.takes_in(from, tag);
+            return !memory_->region().failed();
+        });
+        return found;
+    }
     bool has_mail(int from) const {
         check_peer("from", from);
         return mail_.has_mail(from);
@@ -251,5 +260,7 @@ void bind_collectives(py::module_& m) {
         .def("send", &PeerGroup::send, py::arg("to"), py::arg("tag"), py::arg("data"), py::arg("num_bytes"))
         .def("receive", &PeerGroup::receive, py::arg("source"), py::arg("tag"), py::arg("data"),
              py::arg("num_bytes"))
+        .def("takes_in", &PeerGroup::takes_in, py::arg("source"), py::arg("tag"),
+             "Whether a message with that tag has come: its receive does not wait.")
         .def("has_mail", &PeerGroup::has_mail, py::arg("source"));
 }

@@ -97,18 +97,39 @@ bool PointToPoint::receive(int from, int64_t tag, void* data, int64_t bytes) {
         if (!read(from, &header, sizeof header)) return false;
         if (header.bytes < 0) check_length(from, tag, bytes, header.bytes);
         if (header.tag == tag && header.bytes == bytes) return read(from, data, bytes);
-        Kept message{header.tag, std::vector<uint8_t>(static_cast<size_t>(header.bytes))};
-        if (!read(from, message.data.data(), header.bytes)) return false;
-        if (header.tag == tag) check_length(from, tag, bytes, header.bytes);
-        kept.push_back(std::move(message));
+        if (!keep(from, header)) return false;
+        if (header.tag != tag) continue;
+        kept.pop_back();
+        check_length(from, tag, bytes, header.bytes);
     }
 }
 
+bool PointToPoint::keep(int from, const Header& header) {
+    Kept message{header.tag, std::vector<uint8_t>(static_cast<size_t>(header.bytes))};
+    if (!read(from, message.data.data(), header.bytes)) return false;
+    kept_[static_cast<size_t>(from)].push_back(std::move(message));
+    return true;
+}
+
+bool PointToPoint::takes_in(int from, int64_t tag) {
+    Header header;
+    while (is_coming(from)) {
+        if (!read(from, &header, sizeof header)) return false;
+        if (header.bytes < 0) check_length(from, tag, 0, header.bytes);
+        if (!keep(from, header)) return false;
+    }
+    const std::deque<Kept>& kept = kept_[static_cast<size_t>(from)];
+    return std::any_of(kept.begin(), kept.end(), [tag](const Kept& message) { return message.tag == tag; });
+}
+
 bool PointToPoint::has_mail(int from) const {
-    const size_t peer = static_cast<size_t>(from);
-    if (!kept_[peer].empty()) return true;
+    return !kept_[static_cast<size_t>(from)].empty() || is_coming(from);
+}
+
+bool PointToPoint::is_coming(int from) const {
     if (is_remote(from)) return links_->has_mail(from);
-    return memory_->head(rank_, from).value.load(std::memory_order_acquire) > received_[peer];
+    return memory_->head(rank_, from).value.load(std::memory_order_acquire) >
+           received_[static_cast<size_t>(from)];
 }
 
 }  // namespace fastserve

@@ -31,6 +31,9 @@ class PointToPoint {
     bool receive(int from, int64_t tag, void* data, int64_t bytes);
     // Whether a message (of any tag) has come that no receive has taken.
     bool has_mail(int from) const;
+    // Keeps what has come, and says whether a message with that tag is among it. Waits only for the rest of a
+    // message that has begun to come.
+    bool takes_in(int from, int64_t tag);
 
   private:
     struct Header {
@@ -40,6 +43,8 @@ class PointToPoint {
         int64_t tag;
         std::vector<uint8_t> data;
     };
+    bool is_coming(int from) const;
+    bool keep(int from, const Header& header);
     bool write(int to, const void* data, int64_t bytes);
     bool read(int from, void* data, int64_t bytes);
     bool wait(int peer, Flag& flag, uint64_t value);

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Sequence
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ from fastserve.distributed.tensor_buffer import Buffer, Buffers
 from fastserve.errors import GroupError
 
 SYMMETRIC_BYTES = 4096  # of the fused ops, which a process group does not run
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 20e-6, 1e-3  # between looks for a message of anybody
 LOOK_S = 0.5  # how often works that take too long are looked for
 
 
@@ -54,6 +56,8 @@ class ProcessGroup(_Base):  # type: ignore[misc]
         self._collectives = Lane("fastserve-collectives", self._explain)
         self._sends: dict[int, Lane] = {}
         self._receives: dict[int, Lane] = {}
+        self._anybody = Lane("fastserve-from-anybody", self._explain)
+        self._making_lanes = threading.Lock()
         self._expired = ""
         self._name = self._description = ""
         self._closed = threading.Event()
@@ -91,7 +95,7 @@ class ProcessGroup(_Base):  # type: ignore[misc]
         self._closed.set()
         if self._is_busy():
             self._group.raise_epoch()
-        for lane in (self._collectives, *self._sends.values(), *self._receives.values()):
+        for lane in self._lanes():
             lane.close()
         self._group.close()
 
@@ -278,7 +282,7 @@ class ProcessGroup(_Base):  # type: ignore[misc]
             with Buffer(tensor, writes=False) as buffer:
                 self._peers.send(destination, tag, buffer.address, buffer.num_bytes)
 
-        return self._queue_on(self._sends, f"to-{destination}", destination, run, [tensor])
+        return self._queue(self._lane(self._sends, "to", destination), run, [tensor])
 
     def recv(self, tensors: Sequence[Tensor], source: int, tag: int = 0) -> FutureWork:
         (tensor,) = tensors
@@ -287,10 +291,36 @@ class ProcessGroup(_Base):  # type: ignore[misc]
             with Buffer(tensor) as buffer:
                 self._peers.receive(source, tag, buffer.address, buffer.num_bytes)
 
-        return self._queue_on(self._receives, f"from-{source}", source, run, [tensor])
+        work = self._queue(self._receive_lane(source), run, [tensor])
+        work.source = source
+        return work
 
     def recv_anysource(self, tensors: Sequence[Tensor], tag: int = 0) -> FutureWork:
-        raise NotImplementedError(f"the backend {BACKEND} receives from a rank that is named: pass src=")
+        (tensor,) = tensors
+        work = FutureWork([tensor])
+
+        def receive(buffer: Buffer, source: int) -> bool:
+            if not self._peers.takes_in(source, tag):
+                return False
+            self._peers.receive(source, tag, buffer.address, buffer.num_bytes)
+            return True
+
+        def run() -> None:
+            others = [rank for rank in range(self.size()) if rank != self.rank()]
+            pause_s = FIRST_PAUSE_S
+            with Buffer(tensor) as buffer:
+                while True:
+                    for source in others:
+                        if self._receive_lane(source).attempt(partial(receive, buffer, source)):
+                            work.source = source
+                            return
+                    self._check_open()
+                    time.sleep(pause_s)
+                    pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+
+        self._check_open()
+        self._anybody.queue(work, run)
+        return work
 
     # What all of the above go through.
 
@@ -303,13 +333,20 @@ class ProcessGroup(_Base):  # type: ignore[misc]
             self._collectives.run_now(work, run)
         return work
 
-    def _queue_on(self, lanes: dict[int, Lane], name: str, peer: int, run: Run, result: object) -> FutureWork:
+    def _queue(self, lane: Lane, run: Run, result: object) -> FutureWork:
         self._check_open()
-        if peer not in lanes:
-            lanes[peer] = Lane(f"fastserve-{name}", self._explain)
         work = FutureWork(result)
-        lanes[peer].queue(work, run)
+        lane.queue(work, run)
         return work
+
+    def _receive_lane(self, source: int) -> Lane:
+        return self._lane(self._receives, "from", source)
+
+    def _lane(self, lanes: dict[int, Lane], direction: str, peer: int) -> Lane:
+        with self._making_lanes:
+            if peer not in lanes:
+                lanes[peer] = Lane(f"fastserve-{direction}-{peer}", self._explain)
+            return lanes[peer]
 
     def _check_open(self) -> None:
         if self._closed.is_set():
@@ -324,7 +361,8 @@ class ProcessGroup(_Base):  # type: ignore[misc]
         return any(lane.busy_since_s is not None for lane in self._lanes())
 
     def _lanes(self) -> list[Lane]:
-        return [self._collectives, *self._sends.values(), *self._receives.values()]
+        with self._making_lanes:
+            return [self._collectives, self._anybody, *self._sends.values(), *self._receives.values()]
 
     def _watch(self) -> None:
         while not self._closed.wait(LOOK_S):

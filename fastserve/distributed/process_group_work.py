@@ -26,6 +26,7 @@ class FutureWork(distributed.Work):
         self._error: Exception | None = None
         self._ended: torch.futures.Future[None] = torch.futures.Future()
         self._delivered: torch.futures.Future[Any] | None = None
+        self.source: int | None = None  # of a message
 
     def finish(self, error: Exception | None) -> None:
         self._error = error
@@ -37,6 +38,12 @@ class FutureWork(distributed.Work):
         if self._error is not None:
             raise self._error
         return True
+
+    def _source_rank(self) -> int:  # torch asks by this name
+        self.wait()
+        if self.source is None:
+            raise RuntimeError("only a receive has a source")
+        return self.source
 
     def is_completed(self) -> bool:
         return bool(self._ended.done())
@@ -97,6 +104,16 @@ class Lane:
                 self._thread = threading.Thread(target=self._serve, name=self._name, daemon=True)
                 self._thread.start()
         self._queue.put((work, run))
+
+    def attempt(self, run: Callable[[], bool]) -> bool:
+        """Runs it in the caller's thread and says what it returned; False, without a run, while others run here."""
+        with self._lock:
+            if self._num_queued or not self._running.acquire(blocking=False):
+                return False
+        try:
+            return run()
+        finally:
+            self._running.release()
 
     def close(self) -> None:
         if self._thread is not None:

@@ -134,6 +134,20 @@ def messages() -> None:
         dist.recv(second, 0, tag=6)
         dist.recv(first, 0, tag=5)
         assert (first.item(), second.item()) == (1.0, 2.0)
+    if RANK == 0:  # from whoever comes first, by tag; a longer one with another tag is kept for later
+        sources = []
+        for _ in range(SIZE - 1):
+            word = torch.zeros(3)
+            sources.append(dist.recv(word, tag=8))
+            assert word.tolist() == [sources[-1]] * 3
+        assert sorted(sources) == list(range(1, SIZE))
+        for source in range(1, SIZE):
+            long = torch.zeros(100_000)
+            assert dist.recv(long, source, tag=7) == source
+            assert long.tolist() == [source] * 100_000
+    else:
+        dist.send(torch.full((100_000,), float(RANK)), 0, tag=7)
+        dist.send(torch.full((3,), float(RANK)), 0, tag=8)
     ops = [dist.P2POp(dist.isend, data[:7], peer), dist.P2POp(dist.irecv, got[:7], before)]
     for work in dist.batch_isend_irecv(ops):
         work.wait()
