@@ -1,7 +1,9 @@
 """`fastserve serve` under closed loops of streaming clients.
 
 python bench/serving.py --devices 2 --clients 16 --requests 64
+python bench/serving.py --devices 2 --clients 16 --kill-every 5 --seconds 300
 
+The second one kills a rank every so often, and says whether a request failed and what the server holds at the end.
 --url measures a server that runs already, of whatever make, with the same clients.
 """
 
@@ -27,7 +29,7 @@ import psutil
 from fastserve.benchmark.machine import describe_machine
 from fastserve.benchmark.peers import random_prompt
 from fastserve.benchmark.placement import probe
-from fastserve.benchmark.serving import ServingFigures, closed_loops
+from fastserve.benchmark.serving import ServingFigures, closed_loops, stream
 
 END_TIMEOUT_S = 60
 REQUEST_TIMEOUT_S = 600
@@ -44,6 +46,10 @@ def main() -> None:
     machine, before = describe_machine(), probe()
     if arguments.url:
         figures, server = asyncio.run(measure(arguments.url, wanted, arguments)), arguments.url
+    elif arguments.kill_every:
+        with running_server(arguments) as (url, _, process):
+            print(machine, asyncio.run(soak(url, process, arguments)), machine.commit, sep=" | ")
+        return
     else:
         with running_server(arguments) as (url, ready_s, process):
             figures = asyncio.run(measure(url, wanted, arguments))
@@ -73,6 +79,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--serve-option", action="append", default=[], help="passed on, e.g. --serve-option=--policy=fcfs"
     )
+    parser.add_argument("--kill-every", type=float, default=None, help="seconds between two kills of a rank")
+    parser.add_argument("--seconds", type=float, default=60.0, help="how long ranks are killed")
     parser.add_argument("--json", type=Path, default=None, help="file for the figures")
     return parser.parse_args()
 
@@ -115,6 +123,52 @@ async def measure(url: str, prompts: list[list[int]], arguments: argparse.Namesp
         load = {"model": model, "num_clients": arguments.clients, "max_tokens": arguments.max_tokens}
         await closed_loops(client, warm, **load)
         return ServingFigures.of(await closed_loops(client, timed, **load))
+
+
+async def soak(url: str, process: subprocess.Popen[str], arguments: argparse.Namespace) -> str:
+    """Closed loops while ranks are killed; what became of the requests and of the server, in words."""
+    chance = random.Random(arguments.seed)
+    limits = httpx.Limits(max_connections=arguments.clients)
+    end_s = perf_counter() + arguments.seconds
+    outcomes: list[str] = []
+    async with httpx.AsyncClient(
+        base_url=url, timeout=REQUEST_TIMEOUT_S, limits=limits, trust_env=False
+    ) as client:
+        model = (await client.get("/v1/models")).json()["data"][0]["id"]
+
+        async def loop() -> None:
+            while perf_counter() < end_s:
+                prompt = random_prompt(chance, arguments.prompt_tokens, VOCAB_SIZE)
+                try:
+                    trace = await stream(client, prompt, model=model, max_tokens=arguments.max_tokens)
+                    outcomes.append("" if trace.num_tokens == arguments.max_tokens else "cut short")
+                except (RuntimeError, httpx.HTTPError) as error:
+                    outcomes.append(repr(error))
+
+        loops = [asyncio.create_task(loop()) for _ in range(arguments.clients)]
+        await asyncio.sleep(arguments.kill_every)
+        before = holdings(process)
+        num_kills = 0
+        while perf_counter() < end_s:
+            chance.choice(ranks_of(process)).kill()
+            num_kills += 1
+            await asyncio.sleep(arguments.kill_every)
+        await asyncio.gather(*loops)
+    await asyncio.sleep(1)
+    failed = [outcome for outcome in outcomes if outcome]
+    return (
+        f"{num_kills} kills in {arguments.seconds:g} s, {arguments.clients} clients | {len(failed)} of "
+        f"{len(outcomes)} requests failed {sorted(set(failed))[:3]} | before {before} | after {holdings(process)}"
+    )
+
+
+def ranks_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    return psutil.Process(process.pid).children()
+
+
+def holdings(process: subprocess.Popen[str]) -> str:
+    num_descriptors, ranks = psutil.Process(process.pid).num_fds(), ranks_of(process)
+    return f"{resident_mib(process)} MiB, {len(ranks)} ranks, {num_descriptors} descriptors"
 
 
 if __name__ == "__main__":

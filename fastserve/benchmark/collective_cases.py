@@ -125,7 +125,11 @@ class MatmulAllReduce:
             return y
 
         assert torch.equal(ops.matmul_all_reduce(x, packed, group), halves()), "fused and in halves differ"
-        return {OURS: partial(ops.matmul_all_reduce, x, packed, group), "matmul, then all_reduce": halves}
+        return {
+            OURS: partial(ops.matmul_all_reduce, x, packed, group),
+            "matmul alone": partial(ops.matmul, x, packed),  # what communication comes on top of
+            "matmul, then all_reduce": halves,
+        }
 
 
 def _name(case: CollectiveCase) -> str:

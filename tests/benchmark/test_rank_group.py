@@ -1,4 +1,4 @@
-"""Two ranks measure together, and neither outlives the other."""
+"""Ranks measure together, and none outlives the others."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fastserve import _C
 from fastserve.benchmark.collective_cases import CASES
 from fastserve.benchmark.collective_lines import lines as lines_of
 from fastserve.benchmark.machine import describe_machine
-from fastserve.benchmark.rank_pair import RankPair, start_pair
+from fastserve.benchmark.rank_group import RankGroup, start_ranks
 from fastserve.errors import RankLostError
 
 CASE = "all_reduce-f32-4_KB"
@@ -23,12 +23,12 @@ def settings() -> tuple[set[int], int, int, dict[str, str]]:
 
 
 @pytest.fixture
-def pair() -> Iterator[RankPair]:
-    with start_pair() as pair:
+def pair() -> Iterator[RankGroup]:
+    with start_ranks(2) as pair:
         yield pair
 
 
-def test_every_contestant_is_measured_in_every_round(pair: RankPair) -> None:
+def test_every_contestant_is_measured_in_every_round(pair: RankGroup) -> None:
     buckets = pair.measure(CASE, rounds=2, batch_s=1e-4)
     counts = {
         name: sum(len(found.get(name, [])) for found in buckets.seconds.values())
@@ -40,7 +40,7 @@ def test_every_contestant_is_measured_in_every_round(pair: RankPair) -> None:
         assert str(line.baseline).startswith("gloo (")
 
 
-def test_calls_that_were_not_made_are_made_up_for(pair: RankPair) -> None:
+def test_calls_that_were_not_made_are_made_up_for(pair: RankGroup) -> None:
     with pair.repeating(CASE, max_calls=5) as ours:
         ours()
     with pair.repeating(CASE, max_calls=3) as ours:
@@ -52,16 +52,22 @@ def test_calls_that_were_not_made_are_made_up_for(pair: RankPair) -> None:
 
 def test_all_is_as_before_afterwards() -> None:
     before = settings()
-    with start_pair() as pair:
-        process = pair.process
+    with start_ranks(2) as pair:
+        (process,) = pair.processes
     assert settings() == before
     assert process.returncode == 0
 
 
 def test_a_lost_rank_ends_the_measurement() -> None:
-    with start_pair() as pair:
-        pair.process.kill()
+    with start_ranks(2) as pair:
+        pair.processes[0].kill()
         with pytest.raises((RuntimeError, OSError, RankLostError)):
             pair.measure(CASE, rounds=1000, batch_s=1e-3)
-        pair.process.wait()
+        pair.processes[0].wait()
     assert not torch.distributed.is_initialized()
+
+
+def test_more_ranks_than_cores_measure_too() -> None:
+    with start_ranks(3) as group:
+        buckets = group.measure(CASE, rounds=1, batch_s=1e-4)
+    assert set(buckets.contestants) == {"fastserve", "gloo"}

@@ -1,9 +1,9 @@
-"""Two ranks that measure collectives together: this process is rank 0, and it starts rank 1.
+"""Ranks that measure collectives together: this process is rank 0, and it starts the others.
 
-Each pins its main thread to a core of its own. Rank 0 sends a line of JSON per task, and both do the same: the
-contestants of a case in turns (turns.py), or one of them so many times. Rank 0 probes the cores before and after
-each batch while rank 1 sleeps in gloo's broadcast, which is their signal. Closing the pipe ends rank 1; a rank that
-dies ends the other's calls with an error.
+Each pins its main thread to a core of its own, while they last. Rank 0 sends a line of JSON per task, and all do the
+same: the contestants of a case in turns (turns.py), or one of them so many times. Rank 0 probes the cores before and
+after each batch while the others sleep in gloo's broadcast, which is their signal. Closing the pipes ends them; a rank
+that dies ends the others' calls with an error.
 """
 
 from __future__ import annotations
@@ -32,17 +32,16 @@ from fastserve.benchmark.turns import Buckets, take_timed_turns
 from fastserve.distributed.cores import usable_cores
 from fastserve.distributed.group import Group, init_group
 
-NUM_RANKS = 2
 MAX_CALLS = 1000  # of a batch
 TRIAL_CALLS = 3
 GLOO_TIMEOUT = timedelta(seconds=60)
-END_TIMEOUT_S = 10.0  # for rank 1 to leave when it is told to
+END_TIMEOUT_S = 10.0  # for a rank to leave when it is told to
 STORE = "FASTSERVE_BENCH_STORE"  # the file where gloo's ranks meet
 
 
 @dataclass(frozen=True, slots=True)
 class Rank:
-    """What both ranks go through together."""
+    """What all ranks go through together."""
 
     group: Group
     cores: list[int]
@@ -57,7 +56,7 @@ class Rank:
         return take_timed_turns(batches, rounds=rounds, probe=self._probe)
 
     def ours(self, case: str) -> Callable[[], object]:
-        """To be called equally often on both ranks."""
+        """To be called equally often on all ranks."""
         call = CASES[case].contestants(self.group)[OURS]
         self.group.barrier()
         return call
@@ -81,7 +80,7 @@ class Rank:
         return (perf_counter() - start) / calls
 
     def _calls_for(self, call: Callable[[], object], batch_s: float) -> int:
-        """The slower rank's view decides for both: they must make the same number of calls."""
+        """The slowest rank's view decides for all: they must make the same number of calls."""
         self._batch(call, TRIAL_CALLS)
         seconds = torch.tensor([self._batch(call, TRIAL_CALLS)], dtype=torch.float64)
         distributed.all_reduce(seconds, op=distributed.ReduceOp.MAX)
@@ -89,12 +88,12 @@ class Rank:
 
 
 @dataclass(slots=True)
-class RankPair:
-    """Rank 0's side: tells rank 1 what both do next, and does its own part."""
+class RankGroup:
+    """Rank 0's side: tells the others what all do next, and does its own part."""
 
     rank: Rank
-    process: subprocess.Popen[str]
-    _left: int = field(default=0, init=False)  # calls that rank 1 still makes
+    processes: list[subprocess.Popen[str]]  # of the others
+    _left: int = field(default=0, init=False)  # calls that the others still make
 
     def measure(self, case: str, *, rounds: int, batch_s: float) -> Buckets:
         self._send({"case": case, "rounds": rounds, "batch_s": batch_s})
@@ -102,7 +101,7 @@ class RankPair:
 
     @contextmanager
     def repeating(self, case: str, *, max_calls: int) -> Iterator[Callable[[], object]]:
-        """Our call, to be made at most max_calls times; rank 1 makes them all, so the rest is made at the end."""
+        """Our call, to be made at most max_calls times; the others make them all, so the rest is made at the end."""
         self._send({"case": case, "calls": max_calls})
         call = self.rank.ours(case)
         self._left = max_calls
@@ -117,38 +116,45 @@ class RankPair:
             counted()
 
     def _send(self, task: Mapping[str, object]) -> None:
-        assert self.process.stdin is not None
-        print(json.dumps(task), file=self.process.stdin, flush=True)
+        for process in self.processes:
+            assert process.stdin is not None
+            print(json.dumps(task), file=process.stdin, flush=True)
 
 
 @contextmanager
-def start_pair() -> Iterator[RankPair]:
-    """Both ranks, ready; afterwards this thread's core, its threads and the environment are as before."""
+def start_ranks(num_ranks: int) -> Iterator[RankGroup]:
+    """All ranks, ready; afterwards this thread's core, its threads and the environment are as before."""
     affinity, threads = os.sched_getaffinity(0), (torch.get_num_threads(), _C.ops.num_threads())
+    processes: list[subprocess.Popen[str]] = []
     with tempfile.TemporaryDirectory() as folder:
         run = {
-            "WORLD_SIZE": str(NUM_RANKS),
-            "LOCAL_WORLD_SIZE": str(NUM_RANKS),
+            "WORLD_SIZE": str(num_ranks),
+            "LOCAL_WORLD_SIZE": str(num_ranks),
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": "0",
             "TORCHELASTIC_RUN_ID": uuid.uuid4().hex,
             "GLOO_SOCKET_IFNAME": "lo",
             STORE: f"{folder}/store",
         }
-        process = subprocess.Popen(
-            [sys.executable, "-m", "fastserve.benchmark.rank_pair"],
-            stdin=subprocess.PIPE,
-            text=True,
-            start_new_session=True,  # Ctrl-C is rank 0's to hear
-            env={**os.environ, **run, "RANK": "1", "LOCAL_RANK": "1"},
-        )
         try:
-            with _environment({**run, "RANK": "0", "LOCAL_RANK": "0"}), _joined() as rank:
-                yield RankPair(rank, process)
-            _end(process)  # after this rank has left, so that rank 1 is not kept in a call
+            for rank in range(1, num_ranks):
+                processes.append(
+                    subprocess.Popen(
+                        [sys.executable, "-m", "fastserve.benchmark.rank_group"],
+                        stdin=subprocess.PIPE,
+                        text=True,
+                        start_new_session=True,  # Ctrl-C is rank 0's to hear
+                        env={**os.environ, **run, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+                    )
+                )
+            with _environment({**run, "RANK": "0", "LOCAL_RANK": "0"}), _joined() as joined:
+                yield RankGroup(joined, processes)
+            for process in processes:  # after this rank has left, so that no other is kept in a call
+                _end(process)
         finally:
-            process.kill()
-            process.communicate()  # closes the pipe as well
+            for process in processes:
+                process.kill()
+                process.communicate()  # closes the pipe as well
             os.sched_setaffinity(0, affinity)
             torch.set_num_threads(threads[0])
             _C.ops.set_num_threads(threads[1])
@@ -175,28 +181,28 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
 @contextmanager
 def _joined() -> Iterator[Rank]:
     """This process as the rank that its environment says."""
-    index, cores = int(os.environ["RANK"]), usable_cores()
+    index, size, cores = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), usable_cores()
     torch.set_num_threads(1)
     distributed.init_process_group(
         "gloo",
         init_method=f"file://{os.environ[STORE]}",
         rank=index,
-        world_size=NUM_RANKS,
+        world_size=size,
         timeout=GLOO_TIMEOUT,
     )
     try:
         distributed.all_reduce(torch.zeros(1))
-        if len(cores) >= NUM_RANKS:
+        if len(cores) >= size:
             os.sched_setaffinity(0, {cores[index]})  # this thread alone: gloo's own threads stay free
         _C.ops.set_num_threads(1)
         with init_group(symmetric_bytes=SYMMETRIC_BYTES) as group:
-            yield Rank(group, cores[:NUM_RANKS])
+            yield Rank(group, cores[:2])
     finally:
         distributed.destroy_process_group()
 
 
 def follow() -> None:
-    """Rank 1: does its part of every task on standard input."""
+    """Another rank: does its part of every task on standard input."""
     with _joined() as rank:
         for line in sys.stdin:
             task = json.loads(line)
