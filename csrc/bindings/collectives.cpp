@@ -68,6 +68,8 @@ class PeerGroup {
     void all_reduce(Address data, int64_t count, int type, int op, bool average) {
         const Reduction reduction = reduction_of(count, type, op, average);
         run([&] {
+            const int64_t offset = heap_offset(data);
+            if (offset >= 0) return collectives_.all_reduce_symmetric(offset, count, reduction);
             if (hierarchy_ && hierarchy_->takes(count, reduction))
                 return hierarchy_->all_reduce(memory(data), count, reduction);
             if (compressed_ && CompressedAllReduce::takes(count, reduction))
@@ -147,7 +149,16 @@ class PeerGroup {
         return mail_.has_mail(from);
     }
 
+    size_t heap_bytes() const { return memory_->heap_bytes(); }
+    Address heap_address() const { return reinterpret_cast<Address>(memory_->heap(rank())); }
+
   private:
+    // Of this rank's heap; -1 for memory that is somewhere else, or that vectors do not like.
+    int64_t heap_offset(Address data) const {
+        const Address heap = heap_address();
+        if (links_ || data < heap || data >= heap + heap_bytes() || (data - heap) % 64 != 0) return -1;
+        return static_cast<int64_t>(data - heap);
+    }
     static void* memory(Address address) { return reinterpret_cast<void*>(address); }
     std::vector<void*> memories(const char* name, const std::vector<Address>& addresses) const {
         if (addresses.size() != static_cast<size_t>(size()))
@@ -225,7 +236,7 @@ class PeerGroup {
 }  // namespace
 
 void bind_collectives(py::module_& m) {
-    m.def("peer_memory_bytes", &PeerMemory::num_bytes, py::arg("num_ranks"),
+    m.def("peer_memory_bytes", &PeerMemory::num_bytes, py::arg("num_ranks"), py::arg("heap_bytes") = 0,
           "Extra bytes of a region that a PeerGroup needs.");
     m.attr("DATA_TYPES") = py::make_tuple("f32", "f64", "f16", "bf16", "u8", "s8", "s16", "s32", "s64");
     m.attr("REDUCE_OPS") = py::make_tuple("sum", "product", "min", "max", "bit_and", "bit_or", "bit_xor");
@@ -239,6 +250,8 @@ void bind_collectives(py::module_& m) {
              "host; "
              "taken over. local, across: the ranks of this host, and those with this one's place on each "
              "host.")
+        .def_property_readonly("heap_bytes", &PeerGroup::heap_bytes, "Of each rank's symmetric buffers.")
+        .def_property_readonly("heap_address", &PeerGroup::heap_address)
         .def("leave", &PeerGroup::leave, "Leaves the group in good order; nothing may follow.")
         .def_property_readonly("rank", &PeerGroup::rank)
         .def_property_readonly("size", &PeerGroup::size)

@@ -188,6 +188,45 @@ bool Collectives::all_reduce(void* data, int64_t count, const Reduction& reducti
     return all_reduce_two_shot(bytes, count, reduction);
 }
 
+// Nobody writes chunk c but rank c, and that after all have said that their buffers are ready; nobody uses
+// the result before all have said that their chunks are written.
+bool Collectives::all_reduce_symmetric(int64_t offset, int64_t count, const Reduction& reduction) {
+    const int64_t element = bytes_of(reduction);
+    const int64_t pushed = count * element * (size_ - 1);
+    if (pushed <= kOneShotBytes) return all_reduce(memory_->heap(rank_) + offset, count, reduction);
+    begin();
+    meet(Area::scatter);
+    const Span own = chunk(count, rank_);
+    const int64_t block = kPushBlock / element;
+    for (int64_t i = own.begin; i < own.end && !lost_; i += block) {
+        const int64_t n = std::min(block, own.end - i), at_byte = offset + i * element;
+        const void* parts[kMaxRanks];
+        int rank = rank_;
+        for (int p = 0; p < size_; ++p) {
+            rank = next(rank);
+            parts[p] = memory_->heap(rank) + at_byte;
+        }
+        uint8_t* mine = memory_->heap(rank_) + at_byte;
+        op_table().reduce({.parts = parts,
+                           .num_parts = size_,
+                           .count = n,
+                           .type = reduction.type,
+                           .op = reduction.op,
+                           .average = reduction.average,
+                           .out = mine});
+        for (int to = next(rank_); to != rank_; to = next(to))
+            copy_out(memory_->heap(to) + at_byte, mine, n * element);
+    }
+    meet(Area::gather);
+    return end();
+}
+
+void Collectives::meet(Area area) {
+    const uint64_t number = ++number_;
+    for (int to = next(rank_); to != rank_; to = next(to)) raise(area, to, number);
+    for (int from = next(rank_); from != rank_; from = next(from)) wait(area, from, number);
+}
+
 bool Collectives::all_reduce_one_shot(uint8_t* data, int64_t count, const Reduction& reduction) {
     const int64_t element = bytes_of(reduction);
     const uint64_t number = ++number_;

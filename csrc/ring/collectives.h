@@ -57,6 +57,9 @@ class Collectives {
 
     // data [count], in place.
     bool all_reduce(void* data, int64_t count, const Reduction& reduction);
+    // The same of buffers in the heaps, at the same offset (bytes, a multiple of 64) on every rank; one host
+    // only. Two-shot without copies: rank c reads chunk c where it lies, and writes the sum where it belongs.
+    bool all_reduce_symmetric(int64_t offset, int64_t count, const Reduction& reduction);
     // data [count]; the result is root's, the others' data stays.
     bool reduce(void* data, int64_t count, const Reduction& reduction, int root);
     // in [R][count], out [count]: chunk r of the sum. `out` may lie in `in` at this rank's place.
@@ -106,6 +109,7 @@ class Collectives {
     // The slot, once its reader is known to be done; of a rank on another host nothing may be written.
     uint8_t* fillable(Area area, int to, uint64_t number);
     void copy_out(void* to, const void* from, int64_t bytes);
+    void meet(Area area);  // all have come here
     void raise(Area area, int to, uint64_t number);
     void push_remote(Area area, int to, uint64_t number, const void* data, int64_t bytes);
     void wait(Area area, int from, uint64_t number);

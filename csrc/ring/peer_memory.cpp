@@ -14,12 +14,16 @@ constexpr size_t kInboxSlots = 512 * 1024;
 constexpr size_t kMinSlot = 8 * 1024;
 constexpr size_t kPage = 4096;
 
+size_t pages(size_t bytes) {
+    return (bytes + kPage - 1) / kPage * kPage;
+}
+
 size_t num_flags(int num_ranks) {
     return 1 + 4 * static_cast<size_t>(num_ranks);  // done; two areas; heads and tails
 }
 
 size_t flags_bytes(int num_ranks) {
-    return (num_flags(num_ranks) * sizeof(Flag) + kPage - 1) / kPage * kPage;
+    return pages(num_flags(num_ranks) * sizeof(Flag));
 }
 
 size_t inbox_bytes(int num_ranks) {
@@ -33,21 +37,28 @@ size_t PeerMemory::slot_bytes(int num_ranks) {
     return std::max(kInboxSlots / static_cast<size_t>(num_ranks) / kPage * kPage, kMinSlot);
 }
 
-size_t PeerMemory::num_bytes(int num_ranks) {
-    return static_cast<size_t>(num_ranks) * (flags_bytes(num_ranks) + inbox_bytes(num_ranks));
+size_t PeerMemory::num_bytes(int num_ranks, size_t heap_bytes) {
+    return static_cast<size_t>(num_ranks) *
+           (flags_bytes(num_ranks) + pages(inbox_bytes(num_ranks)) + pages(heap_bytes));
 }
 
 PeerMemory::PeerMemory(std::shared_ptr<SharedRegion> region)
     : region_(std::move(region)),
       size_(region_->num_ranks()),
       slot_bytes_(slot_bytes(size_)),
-      inbox_bytes_(fastserve::inbox_bytes(size_)),
+      inbox_bytes_(pages(fastserve::inbox_bytes(size_))),
       flags_bytes_(fastserve::flags_bytes(size_)),
       memory_(static_cast<uint8_t*>(region_->extra())) {
-    if (region_->extra_bytes() != num_bytes(size_))
+    const size_t without_heap = num_bytes(size_);
+    if (region_->extra_bytes() < without_heap)
         throw std::invalid_argument("a group of " + std::to_string(size_) + " ranks needs " +
-                                    std::to_string(num_bytes(size_)) + " bytes of peer memory, got " +
+                                    std::to_string(without_heap) + " bytes of peer memory, got " +
                                     std::to_string(region_->extra_bytes()));
+    heap_bytes_ = (region_->extra_bytes() - without_heap) / static_cast<size_t>(size_) / kPage * kPage;
+}
+
+uint8_t* PeerMemory::heap(int rank) const {
+    return memory_ + num_bytes(size_) + static_cast<size_t>(rank) * heap_bytes_;
 }
 
 Flag* PeerMemory::flags(int owner) const {

@@ -7,6 +7,7 @@
 //
 //   [num_ranks] { done flag; flags [2 areas][num_ranks]; heads, tails [num_ranks]; }
 //   [num_ranks] { slots [2 areas][2 halves][num_ranks][slot_bytes]; mail [num_ranks][mail_bytes] }
+//   [num_ranks] { heap }: the callers' symmetric buffers, which every rank of the host may read and write
 #pragma once
 
 #include <cstddef>
@@ -24,10 +25,11 @@ class PeerMemory {
     static constexpr size_t kMailBytes = 128 * 1024;  // of a pair of ranks, one way
 
     static size_t slot_bytes(int num_ranks);
-    // Of the region's extra bytes.
-    static size_t num_bytes(int num_ranks);
+    // Of the region's extra bytes, with so large a heap for each rank, in whole pages.
+    static size_t num_bytes(int num_ranks, size_t heap_bytes = 0);
 
-    // Throws std::invalid_argument where the region's extra bytes are not num_bytes().
+    // The heap is what is left of the region's extra bytes. Throws std::invalid_argument where they do not
+    // suffice.
     PeerMemory(std::shared_ptr<SharedRegion> region);
 
     SharedRegion& region() const { return *region_; }
@@ -35,6 +37,8 @@ class PeerMemory {
     size_t slot_bytes() const { return slot_bytes_; }
     uint8_t* slot(int owner, Area area, int half, int sender) const;
     Flag& flag(int owner, Area area, int sender) const;
+    size_t heap_bytes() const { return heap_bytes_; }
+    uint8_t* heap(int rank) const;
     Flag& done(int rank) const;  // the last collective that the rank has finished
     // Mail from `sender` to `owner`: bytes written and bytes read, ever.
     uint8_t* mail(int owner, int sender) const;
@@ -47,7 +51,7 @@ class PeerMemory {
 
     std::shared_ptr<SharedRegion> region_;
     int size_;
-    size_t slot_bytes_, inbox_bytes_, flags_bytes_;
+    size_t slot_bytes_, inbox_bytes_, flags_bytes_, heap_bytes_;
     uint8_t* memory_;
 };
 

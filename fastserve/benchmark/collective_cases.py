@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import distributed
@@ -18,6 +19,7 @@ from fastserve.ops.packed_weight import WeightType
 
 SIZES = tuple(1024 << 2 * step for step in range(9))  # 1 KB to 64 MB
 SYMMETRIC_BYTES = 32 << 20
+HEAP_BYTES = SIZES[-1]
 TORCH_DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
 MATMULS: tuple[tuple[str, int, int, WeightType], ...] = (  # model and layer, N, K of all ranks together
     ("SmolLM2 o", 576, 576, "q4m"),
@@ -69,6 +71,38 @@ class AllReduce:
             assert torch.equal(tensor, expected), f"{name} did not sum"
             tensor.zero_()  # so that sums of sums stay finite
         return calls
+
+
+@dataclass(frozen=True, slots=True)
+class SymmetricAllReduce:
+    """The same sum of a buffer that all ranks see, and of one that is the caller's own."""
+
+    num_bytes: int
+    dtype: str = "f32"
+    op: str = "symmetric"
+
+    @property
+    def shape(self) -> str:
+        return f"{self.num_bytes >> 10} KB"
+
+    def contestants(self, group: Group) -> Contestants:
+        count = self.num_bytes // 4
+        symmetric, private = _heap_of(group)[:count], torch.zeros(count)
+        symmetric.fill_(group.rank + 1.0)
+        group.all_reduce(symmetric)
+        assert torch.all(symmetric == group.size * (group.size + 1) / 2), "symmetric buffers did not sum"
+        symmetric.zero_()
+        return {OURS: partial(group.all_reduce, symmetric), "private": partial(group.all_reduce, private)}
+
+
+_heaps: WeakKeyDictionary[Group, torch.Tensor] = WeakKeyDictionary()
+
+
+def _heap_of(group: Group) -> torch.Tensor:
+    """All of it, for one case after the other."""
+    if group not in _heaps:
+        _heaps[group] = group.empty(HEAP_BYTES // 4, dtype=torch.float32)
+    return _heaps[group]
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +173,7 @@ def _name(case: CollectiveCase) -> str:
 
 _ALL: tuple[CollectiveCase, ...] = (
     *(AllReduce(size, dtype) for dtype in TORCH_DTYPES for size in SIZES),
+    *(SymmetricAllReduce(size) for size in SIZES),
     *(Exchange(rows, columns) for columns in (576, 4096) for rows in MATMUL_ROWS),
     DdpStep(),
     *(MatmulAllReduce(*matmul, rows) for matmul in MATMULS for rows in MATMUL_ROWS),

@@ -25,7 +25,7 @@ import torch
 from torch import distributed
 
 from fastserve import _C
-from fastserve.benchmark.collective_cases import CASES, SYMMETRIC_BYTES
+from fastserve.benchmark.collective_cases import CASES, HEAP_BYTES, SYMMETRIC_BYTES
 from fastserve.benchmark.contestants import OURS
 from fastserve.benchmark.placement import Placement, classify, probe
 from fastserve.benchmark.turns import Buckets, take_timed_turns
@@ -195,7 +195,7 @@ def _joined() -> Iterator[Rank]:
         if len(cores) >= size:
             os.sched_setaffinity(0, {cores[index]})  # this thread alone: gloo's own threads stay free
         _C.ops.set_num_threads(1)
-        with init_group(symmetric_bytes=SYMMETRIC_BYTES) as group:
+        with init_group(symmetric_bytes=SYMMETRIC_BYTES, heap_bytes=HEAP_BYTES) as group:
             yield Rank(group, cores[:2])
     finally:
         distributed.destroy_process_group()

@@ -34,6 +34,7 @@ from fastserve.distributed.rendezvous import (
     listen,
     spans_hosts,
 )
+from fastserve.distributed.symmetric import SymmetricHeap
 from fastserve.errors import GroupError
 
 SYMMETRIC_BYTES = 8 << 20  # 512 rows of 4096 floats in one go; larger matrices go in slices
@@ -67,6 +68,7 @@ class Group:
         self.peers = peers
         self.spans_hosts = spans_hosts
         self._exchange = exchange
+        self._heap = SymmetricHeap(peers)
         # Also at exit: a process that ends in good order is no loss to the others.
         self._leave = weakref.finalize(self, _leave, peers, watchers)
 
@@ -80,6 +82,14 @@ class Group:
     def raise_epoch(self) -> None:
         """Ends the group for all ranks: whoever waits for one gets a RankLostError."""
         self._exchange.raise_epoch()
+
+    def empty(self, *shape: int, dtype: Any) -> Any:
+        """A torch tensor in memory that all ranks see: `all_reduce` of it, or of its beginning, copies nothing.
+
+        Every rank makes the same calls in the same order, and passes its tensor of the same call to `all_reduce`.
+        dtype: torch's. Its values are not set. Raises CapacityError when init_group's heap_bytes are used up.
+        """
+        return self._heap.empty(shape, dtype)
 
     def all_reduce(self, tensor: TorchTensor) -> None:
         """Sums a contiguous CPU tensor over the ranks, in place: the same bits on all of them.
@@ -166,6 +176,7 @@ def _wrong(tensor: TorchTensor) -> ValueError:
 def init_group(
     *,
     symmetric_bytes: int = SYMMETRIC_BYTES,
+    heap_bytes: int = 0,
     timeout_s: float = TIMEOUT_S,
     silence_s: float = SILENCE_S,
     wire_bits: int = 32,
@@ -173,6 +184,7 @@ def init_group(
     """Makes the group of all processes of this torchrun, on one host or several; every one of them calls it.
 
     symmetric_bytes  what one fused op can hold per rank; rank 0's counts. Larger matrices go in slices.
+    heap_bytes       for Group.empty, of each rank; rank 0's counts; ranks of one host only
     silence_s        how long a host may be cut off before its ranks count as dead
     wire_bits        8: fp32 sums of 4096 elements or more cross between hosts in 8 bits, for slow links. An element's
                      error is at most max |x| / 254 of the 64 around it, from every part and once from the sum;
@@ -188,7 +200,7 @@ def init_group(
     deadline = Deadline(timeout_s)
     with _explained(place.rank, timeout_s):
         if not spans_hosts(os.environ):
-            return _meet(place, deadline, symmetric_bytes)
+            return _meet(place, deadline, symmetric_bytes, heap_bytes)
         links = Links(silence_s, wire_bits)
         with TcpDirectory.from_environment(place, os.environ, deadline) as directory:
             return _meet_anywhere(directory, place.rank, deadline, symmetric_bytes, links)
@@ -282,9 +294,9 @@ def _span(
     return Group(peers, exchange, watchers, spans_hosts=True)
 
 
-def _meet(place: Place, deadline: Deadline, symmetric_bytes: int) -> Group:
+def _meet(place: Place, deadline: Deadline, symmetric_bytes: int, heap_bytes: int = 0) -> Group:
     """All ranks of the place on this host."""
-    shared = _share(place, deadline, [place.size], symmetric_bytes)
+    shared = _share(place, deadline, [place.size], symmetric_bytes, heap_bytes)
     (region,) = shared.regions
     exchange = _C.Exchange(region, place.rank)
     return Group(_C.PeerGroup(exchange), exchange, [_C.Watcher(shared.watched, region)], spans_hosts=False)
@@ -297,11 +309,16 @@ class Shared(NamedTuple):
     ]  # rank 0 watches all others, they watch rank 0: who notices tells everybody by the epoch
 
 
-def _share(place: Place, deadline: Deadline, sizes: Sequence[int], symmetric_bytes: int) -> Shared:
+def _share(
+    place: Place, deadline: Deadline, sizes: Sequence[int], symmetric_bytes: int, heap_bytes: int = 0
+) -> Shared:
     """Regions of so many ranks, which rank 0 of the place makes."""
     if place.rank > 0:
         return _join(place, deadline, sizes)
-    regions = [_C.SharedRegion.create(size, symmetric_bytes, _C.peer_memory_bytes(size)) for size in sizes]
+    regions = [
+        _C.SharedRegion.create(size, symmetric_bytes, _C.peer_memory_bytes(size, heap_bytes))
+        for size in sizes
+    ]
     peers: dict[int, Peer] = {}
     try:
         if place.size > 1:

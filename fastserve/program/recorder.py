@@ -197,6 +197,7 @@ class Recorder:
         self._program.allocate_arena(size)
         for emit in self._emitters:
             emit()
+        self._emitters.clear()  # they hold this recorder, and it the program with all its memory
 
     def address(self, value: Value) -> Address:
         """Where a value lies once finished: byte offset and row stride (elements)."""

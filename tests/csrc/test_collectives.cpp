@@ -443,6 +443,31 @@ void test_sums_in_levels() {
     });
 }
 
+void test_symmetric_buffers_give_the_bits_of_private_ones() {
+    for (const int num_ranks : {1, 2, 3, 5}) {
+        const size_t bytes = PeerMemory::num_bytes(num_ranks, 4 << 20);
+        run_ranks(SharedRegion::create(num_ranks, 1, bytes), [](Exchange& exchange) {
+            Peers peers(exchange);
+            Collectives& c = peers.collectives;
+            CHECK(peers.memory->heap_bytes() == 4 << 20);
+            for (const int64_t count : kCounts) {
+                for (const int64_t offset : {int64_t{0}, int64_t{640 * 1024}}) {
+                    float* mine = reinterpret_cast<float*>(peers.memory->heap(c.rank()) + offset);
+                    std::vector<float> private_copy = floats(c.rank(), 5, count);
+                    std::copy(private_copy.begin(), private_copy.end(), mine);
+                    CHECK(c.all_reduce(private_copy.data(), count, kSum));
+                    CHECK(c.all_reduce_symmetric(offset, count, kSum));
+                    // One slice there, several here: the chunks, and so the order, are those of the whole.
+                    const std::vector<float> got(mine, mine + count);
+                    CHECK(is_sum(got, c.size(), 5));
+                    if (count <= 2048) CHECK(same_bits(got, private_copy));
+                    check_everywhere(peers, got);
+                }
+            }
+        });
+    }
+}
+
 void test_sums_in_eight_bits_are_within_the_stated_error() {
     for (const int num_ranks : {1, 2, 3})
         run_peers(num_ranks, [](Peers& peers) {
@@ -522,6 +547,7 @@ void test_garbage_on_a_connection_ends_the_group() {
 
 int main() {
     test_sums_in_levels();
+    test_symmetric_buffers_give_the_bits_of_private_ones();
     test_sums_in_eight_bits_are_within_the_stated_error();
     test_garbage_on_a_connection_ends_the_group();
     test_all_reduce_gives_all_ranks_the_same_sum();

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from pathlib import Path
 
 import numpy as np
 import pytest
 from gguf import GGUFWriter
 
-from fastserve.distributed.rank_program import open_model
+from fastserve.distributed.rank_program import RankSettings, build_rank_program, open_model
 from fastserve.distributed.shard_loader import ShardLoader
 from fastserve.distributed.shard_plan import make_plan
 from fastserve.errors import ModelConfigError, WeightFileError
@@ -57,3 +59,27 @@ def test_every_tensor_of_a_real_model_is_expected(smollm2_path: Path, tmp_path: 
     file, config = open_model(str(convert(smollm2_path, tmp_path / "one.gguf", "Q4_0", num_layers=1)))
     assert config.num_layers == 1
     assert set(file.tensors) == {name for name, _ in expected_shapes(config)}
+
+
+def test_a_program_that_nobody_needs_is_gone_at_once(smollm2_path: Path) -> None:
+    """With its KV blocks: survivors of a loss record a new one, and there may be no room for two."""
+    model = open_model(str(smollm2_path))
+    settings = RankSettings(
+        max_tokens=16,
+        max_samples=4,
+        num_slots=4,
+        max_blocks=8,
+        num_blocks=16,
+        kv_type="bf16",
+        mailbox_capacity=1 << 16,
+    )
+    gc.collect()
+    gc.disable()
+    try:
+        shard = make_plan(model.config, 9).shards[8]
+        built = build_rank_program(model, shard, settings, exchange=None, num_threads=1)
+        program = weakref.ref(built.program)
+        del built
+        assert program() is None
+    finally:
+        gc.enable()

@@ -12,6 +12,7 @@ import torch.distributed as dist
 import fastserve.ops
 from fastserve import _C
 from fastserve.distributed.group import Group, init_group
+from fastserve.errors import CapacityError
 from fastserve.ops import pack, reference
 from fastserve.ops.packed_weight import WeightType
 
@@ -47,6 +48,25 @@ def check_matmul_all_reduce(group: Group, generator: torch.Generator) -> None:
             assert torch.equal(fastserve.ops.matmul_all_reduce(x[:num_rows], w, group), fast[:num_rows])
 
 
+def check_symmetric(group: Group) -> None:
+    """Sums of tensors that all ranks see: the bits of private ones, for all of them, one after the other."""
+    tensors = [group.empty(count, dtype=torch.float32) for count in (1, 100, 70_000)]
+    halves = group.empty(3, 1000, dtype=torch.bfloat16)
+    for round_idx in range(3):
+        generator = torch.Generator().manual_seed(100 * round_idx + group.rank)
+        for tensor in (*tensors, halves, tensors[-1][:5000]):
+            tensor.copy_(torch.randn(tensor.shape, generator=generator))
+            private = tensor.clone()
+            group.all_reduce(tensor)
+            group.all_reduce(private)
+            assert torch.equal(tensor, private)
+    with pytest.raises(CapacityError, match="raise heap_bytes of init_group"):
+        group.empty(1 << 20, dtype=torch.float32)
+    with pytest.raises(ValueError, match="shape must hold no negative numbers"):
+        group.empty(-1, dtype=torch.float32)
+    assert group.empty(0, 7, dtype=torch.float32).shape == (0, 7)
+
+
 def check_refusals(group: Group) -> None:
     d = 1 + group.exchange.gather_capacity // 4
     with pytest.raises(ValueError, match=f"group must hold a row of {d} floats"):
@@ -55,13 +75,14 @@ def check_refusals(group: Group) -> None:
 
 def main() -> None:
     dist.init_process_group("gloo")
-    group = init_group(symmetric_bytes=1 << 20)
+    group = init_group(symmetric_bytes=1 << 20, heap_bytes=1 << 20)
     generator = torch.Generator().manual_seed(group.rank)
     supported = [name for name, has, _ in _C.isas() if has]
     for isa in supported:
         _C.ops.use_isa(isa)
         check_all_reduce(group, generator)
         check_matmul_all_reduce(group, generator)
+    check_symmetric(group)
     check_refusals(group)
     dist.destroy_process_group()
     print(f"rank {group.rank} of {group.size}: passed on {', '.join(supported)}")
