@@ -5,8 +5,7 @@
 
 namespace fastserve::FASTSERVE_ISA_NAMESPACE {
 
-// What is on its way stays in a second-level cache.
-constexpr int64_t kSliceBytes = 512 * 1024;
+constexpr SliceSize kSlice = {.max_bytes = 512 * 1024, .min_rows = 1};
 
 void all_reduce(const AllReduceArgs& args, const Worker& worker) {
     if (!args.exchange || args.exchange->size() == 1) return;
@@ -19,7 +18,7 @@ void all_reduce(const AllReduceArgs& args, const Worker& worker) {
             if (column < columns) store(to + column, load_n(from + column, columns - column));
         }
     };
-    reduce_in_slices(*args.exchange, args.rows, args.d, args.x, args.ldx, kSliceBytes, worker, copy);
+    reduce_in_slices(*args.exchange, args.rows, args.d, args.x, args.ldx, kSlice, worker, copy);
 }
 
 }  // namespace fastserve::FASTSERVE_ISA_NAMESPACE

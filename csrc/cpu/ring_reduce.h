@@ -20,6 +20,8 @@ struct RowSlice {
 };
 
 class RingReduce {
+    static constexpr int64_t kMinStreamBytes = 4096;
+
   public:
     FASTSERVE_INLINE RingReduce(Exchange& exchange, int32_t d, RowSlice slice, float* out, int64_t ldo,
                                 const Worker& worker)
@@ -155,18 +157,49 @@ class RingReduce {
     // total(at) is the finished sum: into `out`, and for everybody if this rank is the only one to add it.
     template <class Total>
     FASTSERVE_INLINE void finish(const Segment& segment, bool for_all, Total total) {
+        if (!for_all) return add_up<Pushed::no>(segment, total);
+        Pusher& pusher = exchange_.pusher();
+        const int64_t bytes = count(segment) * static_cast<int64_t>(sizeof(float));
+        if (pusher.probes(bytes)) {
+            add_up<Pushed::here>(segment, total);
+            for (int rank = next(exchange_.rank()); rank != exchange_.rank(); rank = next(rank))
+                pusher.measure(work(rank, segment), mine(segment), bytes);
+        } else if (bytes >= kMinStreamBytes && pusher.streams()) {
+            add_up<Pushed::past_caches>(segment, total);
+            stream_fence();
+        } else {
+            add_up<Pushed::plainly>(segment, total);
+        }
+        publish(segment);
+    }
+
+    enum class Pushed {
+        no,
+        here,
+        plainly,
+        past_caches
+    };  // where to, besides `out`; here: over the own partial
+
+    template <Pushed kPushed, class Total>
+    FASTSERVE_INLINE void add_up(const Segment& segment, Total total) {
         float* others[kMaxRanks];
         int num_others = 0;
-        for (int rank = next(exchange_.rank()); for_all && rank != exchange_.rank(); rank = next(rank))
-            others[num_others++] = work(rank, segment);
+        if (kPushed == Pushed::here) others[num_others++] = mine(segment);
+        if (kPushed == Pushed::plainly || kPushed == Pushed::past_caches)
+            for (int rank = next(exchange_.rank()); rank != exchange_.rank(); rank = next(rank))
+                others[num_others++] = work(rank, segment);
         for (int32_t row = 0; row < slice_.rows(); ++row)
             for (int32_t column = 0; column < segment.ld(); column += kLanes) {
                 const int64_t at = static_cast<int64_t>(row) * segment.ld() + column;
                 const Vec sum = total(at);
                 put(segment, row, column, sum);
-                for (int i = 0; i < num_others; ++i) store(others[i] + at, sum);
+                for (int i = 0; i < num_others; ++i) {
+                    if (kPushed == Pushed::past_caches)
+                        stream(reinterpret_cast<uint8_t*>(others[i] + at), as_int(sum));
+                    else
+                        store(others[i] + at, sum);
+                }
             }
-        if (for_all) publish(segment);
     }
 
     // A finished segment that its owner has written here, into `out`.
@@ -201,15 +234,23 @@ class RingReduce {
     int32_t summed_ = 0, taken_ = 0;  // of the own segments
 };
 
-// Cuts the rows so that every slice fits the symmetric buffers and has at most max_bytes, and runs a
-// collective for each. make(segment, slice, to) as in RingReduce::run.
+// How many rows to bring at once: as many as stay in a second-level cache with what is made of them, but not
+// so few that a weight is read too often.
+struct SliceSize {
+    int64_t max_bytes;
+    int32_t min_rows;
+};
+
+// Cuts the rows into slices of that size, or of what fits the symmetric buffers, and runs a collective for
+// each. make(segment, slice, to) as in RingReduce::run.
 template <class Make>
 FASTSERVE_INLINE void reduce_in_slices(Exchange& exchange, int32_t rows, int32_t d, float* out, int64_t ldo,
-                                       int64_t max_bytes, const Worker& worker, Make make) {
+                                       SliceSize size, const Worker& worker, Make make) {
     int32_t per_slice = exchange.rows_per_slice(d);
     if (per_slice == 0) return exchange.refuse_too_large();
-    const int64_t worth = max_bytes / (static_cast<int64_t>(d) * static_cast<int64_t>(sizeof(float)));
-    if (worth < per_slice) per_slice = worth > 0 ? static_cast<int32_t>(worth) : 1;
+    const int64_t fitting = size.max_bytes / (static_cast<int64_t>(d) * static_cast<int64_t>(sizeof(float)));
+    const int64_t wanted = fitting > size.min_rows ? fitting : size.min_rows;
+    if (wanted < per_slice) per_slice = static_cast<int32_t>(wanted);
     for (int32_t row = 0; row < rows; row += per_slice) {
         if (row > 0) team_barrier(worker);
         const RowSlice slice{row, row + per_slice < rows ? row + per_slice : rows};

@@ -3,7 +3,6 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <chrono>
 
 #include "ring/wait.h"
 
@@ -13,15 +12,6 @@ namespace {
 
 // A finished chunk is pushed in blocks while they are in the first-level cache.
 constexpr int64_t kPushBlock = 16 * 1024;
-// Into a line that the peer's core holds, plain stores run at about 10 GB/s where both share an L3 and at 2
-// where they do not; stores past the caches at 6 in either case, and the peer then reads from memory. The
-// cores move under us (a virtual machine), so every few pushes one block tells which it is. Below 4 KB plain
-// stores win everywhere.
-constexpr int64_t kStreamBytes = 4 * 1024;
-constexpr int64_t kProbeBytes = 16 * 1024;
-constexpr int64_t kMinProbeBytes = 8 * 1024;  // less disappears in the store buffer
-constexpr uint32_t kProbePeriod = 16;
-constexpr double kPlainBytesPerNs = 4.5;
 
 int64_t bytes_of(const Reduction& reduction) {
     return static_cast<int64_t>(size_of(reduction.type));
@@ -29,10 +19,6 @@ int64_t bytes_of(const Reduction& reduction) {
 
 void copy_plain(void* to, const void* from, int64_t bytes) {
     op_table().copy({.to = to, .from = from, .bytes = bytes, .stream_bytes = INT64_MAX});
-}
-
-void copy_streamed(void* to, const void* from, int64_t bytes) {
-    op_table().copy({.to = to, .from = from, .bytes = bytes, .stream_bytes = 0});
 }
 
 const uint8_t* at(const void* base, int64_t offset) {
@@ -125,20 +111,6 @@ void Collectives::wait(Area area, int from, uint64_t number) {
     proven(Area::gather, from, before_);
 }
 
-void Collectives::copy_out(void* to, const void* from, int64_t bytes) {
-    using Clock = std::chrono::steady_clock;
-    if (bytes < kStreamBytes) return copy_plain(to, from, bytes);
-    int64_t probed = 0;
-    if (bytes >= kMinProbeBytes && ++num_pushes_ % kProbePeriod == 0) {
-        probed = std::min(bytes, kProbeBytes);
-        const auto start = Clock::now();
-        copy_plain(to, from, probed);
-        const std::chrono::duration<double, std::nano> elapsed = Clock::now() - start;
-        streams_ = static_cast<double>(probed) < kPlainBytesPerNs * elapsed.count();
-    }
-    (streams_ ? copy_streamed : copy_plain)(at(to, probed), at(from, probed), bytes - probed);
-}
-
 uint8_t* Collectives::fillable(Area area, int to, uint64_t number) {
     const size_t pair = static_cast<size_t>(static_cast<int>(area) * size_ + to);
     uint64_t& filled = filled_[2 * pair + number % 2];
@@ -157,7 +129,7 @@ void Collectives::push(Area area, int to, uint64_t number, const void* data, int
             if (!lost_) push_remote(area, to, number, data, bytes);
             return;
         }
-        copy_out(slot, data, bytes);
+        pusher_.push(slot, data, bytes);
     }
     raise(area, to, number);
 }
@@ -215,7 +187,7 @@ bool Collectives::all_reduce_symmetric(int64_t offset, int64_t count, const Redu
                            .average = reduction.average,
                            .out = mine});
         for (int to = next(rank_); to != rank_; to = next(to))
-            copy_out(memory_->heap(to) + at_byte, mine, n * element);
+            pusher_.push(memory_->heap(to) + at_byte, mine, n * element);
     }
     meet(Area::gather);
     return end();
@@ -279,7 +251,7 @@ bool Collectives::all_reduce_two_shot(uint8_t* data, int64_t count, const Reduct
             uint8_t* mine = data + i * element;
             reduce_chunk(mine, n, rank_, offset, reduction, mine, number);
             for (int to = next(rank_); to != rank_; to = next(to))
-                if (slots[to]) copy_out(slots[to] + offset, mine, n * element);
+                if (slots[to]) pusher_.push(slots[to] + offset, mine, n * element);
         }
         for (int to = next(rank_); to != rank_; to = next(to)) {
             if (slots[to])

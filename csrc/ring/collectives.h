@@ -29,6 +29,7 @@
 
 #include "ops.h"
 #include "ring/peer_memory.h"
+#include "ring/pusher.h"
 #include "ring/socket_links.h"
 
 namespace fastserve {
@@ -108,7 +109,6 @@ class Collectives {
     void push(Area area, int to, uint64_t number, const void* data, int64_t bytes);
     // The slot, once its reader is known to be done; of a rank on another host nothing may be written.
     uint8_t* fillable(Area area, int to, uint64_t number);
-    void copy_out(void* to, const void* from, int64_t bytes);
     void meet(Area area);  // all have come here
     void raise(Area area, int to, uint64_t number);
     void push_remote(Area area, int to, uint64_t number, const void* data, int64_t bytes);
@@ -126,8 +126,7 @@ class Collectives {
     bool crowded_;
     bool (*interrupted_)() = nullptr;
     bool lost_ = false;
-    bool streams_ = false;  // stores past the caches are the faster ones now
-    uint32_t num_pushes_ = 0;
+    Pusher pusher_;
     uint64_t number_ = 0;  // of the last slice begun
     uint64_t before_ = 0;  // of the last slice of the last collective
     // [area][rank]: the last number of which it is known that the rank has read our slot; [area][rank][half]:

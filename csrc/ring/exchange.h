@@ -53,6 +53,7 @@
 
 #include "ops.h"
 #include "ring/choose_all_reduce.h"
+#include "ring/pusher.h"
 
 namespace fastserve {
 
@@ -112,6 +113,9 @@ class Exchange {
     bool ready(const Collective& collective, int rank, int32_t segment) const;
     void wait(const Collective& collective, int rank, int32_t segment);
 
+    // How to write into other ranks' buffers.
+    Pusher& pusher() { return pusher_; }
+
     // Instead of a collective whose one row does not fit the buffers: gives up, and ends the group.
     void refuse_too_large();
 
@@ -155,6 +159,7 @@ class Exchange {
     void (*published_)(void*) = nullptr;
     void* observer_ = nullptr;
     std::atomic<bool> gave_up_{false};
+    Pusher pusher_;
     // Shared by the team. The last thread to end a collective counts it; the others have read the number by
     // then.
     alignas(128) std::atomic<uint64_t> number_{0};

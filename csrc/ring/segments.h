@@ -17,7 +17,7 @@ namespace fastserve {
 
 // Below that, a flag costs more than the work that it lets start early.
 constexpr int32_t kMinSegmentBytes = 8 * 1024;
-constexpr int32_t kMinSegmentPanels = 2;  // a matmul's tile; fewer only where threads would have none
+constexpr int32_t kMinSegmentPanels = 4;  // a matmul's tile; fewer only where threads would have none
 
 struct Segment {
     int32_t idx;  // its flag, and its place in the symmetric buffer

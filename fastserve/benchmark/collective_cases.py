@@ -75,7 +75,7 @@ class AllReduce:
 
 @dataclass(frozen=True, slots=True)
 class SymmetricAllReduce:
-    """The same sum of a buffer that all ranks see, and of one that is the caller's own."""
+    """A buffer that all ranks see, filled and summed; and one that is the caller's own."""
 
     num_bytes: int
     dtype: str = "f32"
@@ -92,7 +92,17 @@ class SymmetricAllReduce:
         group.all_reduce(symmetric)
         assert torch.all(symmetric == group.size * (group.size + 1) / 2), "symmetric buffers did not sum"
         symmetric.zero_()
-        return {OURS: partial(group.all_reduce, symmetric), "private": partial(group.all_reduce, private)}
+
+        # Written anew each time, as in use: else whoever wrote the sum finds it in his own cache.
+        def fill_and_sum(tensor: torch.Tensor) -> None:
+            tensor.fill_(1.0)
+            group.all_reduce(tensor)
+
+        return {
+            OURS: partial(fill_and_sum, symmetric),
+            "filled alone": partial(private.fill_, 1.0),
+            "private": partial(fill_and_sum, private),
+        }
 
 
 _heaps: WeakKeyDictionary[Group, torch.Tensor] = WeakKeyDictionary()
@@ -158,10 +168,14 @@ class MatmulAllReduce:
             ops.all_reduce(y, group)
             return y
 
+        def product_of_all() -> None:
+            ops.matmul(x, packed)
+            group.barrier()
+
         assert torch.equal(ops.matmul_all_reduce(x, packed, group), halves()), "fused and in halves differ"
         return {
             OURS: partial(ops.matmul_all_reduce, x, packed, group),
-            "matmul alone": partial(ops.matmul, x, packed),  # what communication comes on top of
+            "matmul, then barrier": product_of_all,  # what communication comes on top of
             "matmul, then all_reduce": halves,
         }
 
