@@ -1,6 +1,7 @@
 // A row-parallel matmul and the all-reduce of its partial sums, fused: a tile is one segment, written by the
-// matmul straight into the symmetric buffer, in the order of the ring: the chunk that travels furthest is
-// computed first. A finished tile is published at once, so the peers sum it while the next ones are computed.
+// matmul straight into the memory of the rank that adds it, in the order of the ring: the chunk that travels
+// furthest is computed first. A finished tile is published at once, so the peers sum it while the next ones
+// are computed.
 #include "cpu/kernels.h"
 #include "cpu/matmul.h"
 #include "cpu/ring_reduce.h"
