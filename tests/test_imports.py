@@ -31,7 +31,7 @@ ALLOWED = {
     "router": {"engine"},
     "llm": {"engine", "router"},
     "server": {"engine", "router"},
-    "benchmark": {"_C", "ops", "llm", "engine", "distributed", "weights", "worker", "models"},
+    "benchmark": {"_C", "ops", "llm", "engine", "distributed", "weights", "worker", "models", "testing"},
     "testing": {"_C", "ops", "engine", "distributed", "weights", "worker", "models", "program", "llm"},
     "cli": {
         "_C",

@@ -150,7 +150,7 @@ void reduce_blocks(const ReduceArgs& args) {
     }
 }
 
-// The common case, two fp32 parts: one pass without running values in memory.
+// The common cases, two parts of fp32 or bf16: one pass without running values in memory.
 void sum_pairs(const ReduceArgs& args) {
     const float* a = static_cast<const float*>(args.parts[0]);
     const float* b = static_cast<const float*>(args.parts[1]);
@@ -158,6 +158,16 @@ void sum_pairs(const ReduceArgs& args) {
     int64_t i = 0;
     for (; i + kLanes <= args.count; i += kLanes) store(out + i, add(load(a + i), load(b + i)));
     for (; i < args.count; ++i) out[i] = a[i] + b[i];
+}
+
+void sum_bf16_pairs(const ReduceArgs& args) {
+    const uint16_t* a = static_cast<const uint16_t*>(args.parts[0]);
+    const uint16_t* b = static_cast<const uint16_t*>(args.parts[1]);
+    uint16_t* out = static_cast<uint16_t*>(args.out);
+    int64_t i = 0;
+    for (; i + kLanes <= args.count; i += kLanes)
+        store_bf16(out + i, add(load_bf16(a + i), load_bf16(b + i)));
+    for (; i < args.count; ++i) out[i] = to_bf16(from_bf16(a[i]) + from_bf16(b[i]));
 }
 
 template <class T>
@@ -193,6 +203,7 @@ void reduce(const ReduceArgs& args) {
         case DataType::f16:
             return reduce_type<Half>(args);
         case DataType::bf16:
+            if (args.num_parts == 2 && args.op == ReduceOp::sum && !args.average) return sum_bf16_pairs(args);
             return reduce_type<Bf16>(args);
         case DataType::u8:
             return reduce_type<uint8_t>(args);

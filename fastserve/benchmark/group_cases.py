@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from fastserve import LLM, SamplingParams
 from fastserve.benchmark.contestants import OURS
 from fastserve.benchmark.placement import Probe
 from fastserve.benchmark.turns import Buckets, take_timed_turns
+from fastserve.llm import LLM
+from fastserve.request import SamplingParams
 from fastserve.testing.faults import Fault, committing
 from fastserve.worker.executor import GroupExecutor
 

@@ -207,6 +207,32 @@ void test_sixteen_bit_floats_are_rounded_once() {
     });
 }
 
+// Two ranks have a kernel of their own; three that add nothing show what it must give.
+void test_pairs_of_bf16_are_added_as_any_number_is() {
+    std::vector<uint16_t> sums[2];
+    constexpr int64_t kCount = 3'001;
+    for (const int num_ranks : {2, 3}) {
+        const auto region = region_for(num_ranks);
+        Regions regions(static_cast<size_t>(num_ranks), region);
+        const auto shared = SharedRegion::create(1, 1, kCount * sizeof(uint16_t));
+        run_ranks(regions, [&](Exchange& exchange) {
+            Peers peers(exchange);
+            std::vector<uint16_t> data(kCount, 0x8000);  // -0 adds nothing
+            if (exchange.rank() < 2)
+                for (int64_t i = 0; i < kCount; ++i)
+                    data[static_cast<size_t>(i)] = static_cast<uint16_t>(hash(exchange.rank(), 11, i));
+            CHECK(peers.collectives.all_reduce(data.data(), kCount, {DataType::bf16, ReduceOp::sum, false}));
+            if (exchange.rank() == 0) std::memcpy(shared->extra(), data.data(), kCount * sizeof(uint16_t));
+        });
+        const auto* found = static_cast<const uint16_t*>(shared->extra());
+        sums[num_ranks - 2].assign(found, found + kCount);
+    }
+    for (size_t i = 0; i < kCount; ++i) {
+        const bool is_nan = (sums[1][i] & 0x7fff) > 0x7f80;
+        CHECK(is_nan ? (sums[0][i] & 0x7fff) > 0x7f80 : sums[0][i] == sums[1][i]);
+    }
+}
+
 void test_average_divides() {
     run_peers(3, [](Peers& peers) {
         std::vector<double> data(1000, 1.0 + peers.collectives.rank());
@@ -553,6 +579,7 @@ int main() {
     test_all_reduce_gives_all_ranks_the_same_sum();
     test_integers_of_every_size_and_op();
     test_sixteen_bit_floats_are_rounded_once();
+    test_pairs_of_bf16_are_added_as_any_number_is();
     test_average_divides();
     test_what_is_moved_arrives_where_it_should();
     test_uneven_parts_cross();
