@@ -27,6 +27,22 @@ class SlotSampling:
     num_logprobs: int  # -1: none; 0: of the sampled token alone
 
 
+GREEDY = SlotSampling(
+    temperature=0.0,
+    top_k=0,
+    top_p=1.0,
+    min_p=0.0,
+    repetition_penalty=1.0,
+    presence_penalty=0.0,
+    frequency_penalty=0.0,
+    seed=0,
+    min_tokens=0,
+    stop_ids=(),
+    logit_bias=(),
+    num_logprobs=-1,
+)  # the likeliest token, whatever was said before
+
+
 @dataclass(frozen=True, slots=True)
 class SlotOpening:
     """A request takes a slot at position 0. After a preemption its chunks hold prompt and output again;

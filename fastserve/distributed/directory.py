@@ -9,7 +9,6 @@ import socket
 import struct
 import time
 from collections.abc import Mapping
-from types import TracebackType
 from typing import Any, Protocol, Self
 
 from fastserve.distributed.rendezvous import Deadline, Place, number_of, receive_exactly
@@ -88,14 +87,6 @@ class TcpDirectory:
     def close(self) -> None:
         for channel in self._channels.values():
             channel.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _send(self, channel: socket.socket, entry: bytes) -> None:
         channel.settimeout(self._deadline.left())

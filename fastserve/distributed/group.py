@@ -12,6 +12,7 @@ import os
 import secrets
 import struct
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -71,7 +72,7 @@ def init_group(
         if not spans_hosts(os.environ):
             return _meet(place, deadline, symmetric_bytes, heap_bytes)
         links = Links(silence_s, wire_bits)
-        with TcpDirectory.from_environment(place, os.environ, deadline) as directory:
+        with closing(TcpDirectory.from_environment(place, os.environ, deadline)) as directory:
             return _meet_anywhere(directory, place.rank, deadline, symmetric_bytes, links)
 
 
@@ -122,7 +123,8 @@ def _meet_anywhere(
     name = f"fastserve-{os.geteuid()}-{arrivals[0].secret}"
     if len(layout.hosts) == 1:
         return _meet(Place(rank, len(arrivals), name), deadline, symmetric_bytes)
-    with Mesh(rank, own_address(), bytes.fromhex(arrivals[0].secret), links.silence_s) as mesh:
+    secret = bytes.fromhex(arrivals[0].secret)
+    with closing(Mesh(rank, own_address(), secret, links.silence_s)) as mesh:
         listening = _Listening(own_address(), mesh.port)
         entries = [
             msgspec.json.decode(entry, type=_Listening)

@@ -11,8 +11,6 @@ import socket
 import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Self
 
 from fastserve.distributed.directory import resolve
 from fastserve.distributed.rendezvous import Deadline, receive_exactly
@@ -130,14 +128,6 @@ class Mesh:
 
     def close(self) -> None:
         self._listener.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def _last(ends: dict[tuple[int, int, int], socket.socket], level: Level, rank: int) -> int:

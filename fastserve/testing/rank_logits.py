@@ -11,23 +11,9 @@ from torch import Tensor
 from fastserve import _C
 from fastserve.distributed.rank_program import RankSettings, build_rank_program, open_model
 from fastserve.distributed.shard_plan import make_plan
-from fastserve.step import BlockGrant, Chunk, SlotOpening, SlotSampling, Step
+from fastserve.step import GREEDY, BlockGrant, Chunk, SlotOpening, Step
 from fastserve.worker.step_codec import StepEncoder, decode_result, mailbox_capacity
 
-GREEDY = SlotSampling(
-    temperature=0.0,
-    top_k=0,
-    top_p=1.0,
-    min_p=0.0,
-    repetition_penalty=1.0,
-    presence_penalty=0.0,
-    frequency_penalty=0.0,
-    seed=0,
-    min_tokens=0,
-    stop_ids=(),
-    logit_bias=(),
-    num_logprobs=-1,
-)
 TIMEOUT_MS = 60_000
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
+from contextlib import closing
 
 import pytest
 
@@ -69,7 +70,7 @@ def test_all_ranks_get_what_each_brought_over_tcp_past_strangers() -> None:
                 if stranger is not None:
                     stranger.sendall(hello)
                     strangers.append(stranger)
-        with TcpDirectory(Place(me, 3, "a-run"), ("127.0.0.1", port), deadline) as directory:
+        with closing(TcpDirectory(Place(me, 3, "a-run"), ("127.0.0.1", port), deadline)) as directory:
             got[me] = [directory.share("hosts", b"host %d" % me), directory.share("ports", b"port %d" % me)]
 
     run_ranks(3, rank)
@@ -96,7 +97,7 @@ def test_another_run_does_not_get_in() -> None:
     def rank(me: int) -> None:
         place = Place(me, 2, "this-run" if me == 0 else "another-run")
         try:
-            with TcpDirectory(place, ("127.0.0.1", port), Deadline(1)) as directory:
+            with closing(TcpDirectory(place, ("127.0.0.1", port), Deadline(1))) as directory:
                 directory.share("hosts", b"")
         except (GroupError, TimeoutError, ConnectionError) as error:
             refused.append(type(error).__name__)

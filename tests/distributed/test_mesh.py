@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import threading
+from contextlib import closing
 
 from fastserve.distributed.mesh import HELLO, NUM_STREAMS, SECRET_BYTES, Connections, Level, Mesh
 from fastserve.distributed.rendezvous import Deadline
@@ -40,15 +41,15 @@ def test_every_pair_is_connected_past_strangers() -> None:
     for (rank, peer, index), end in ends.items():
         assert end.getpeername() == ends[peer, rank, index].getsockname()
         assert end.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 5000
-    for closing in [*ends.values(), *strangers]:
-        closing.close()
+    for channel in [*ends.values(), *strangers]:
+        channel.close()
     for mesh in meshes:
         mesh.close()
 
 
 def test_a_rank_that_never_comes_is_a_timeout_and_leaves_nothing_open() -> None:
     before = len(os.listdir("/proc/self/fd"))
-    with Mesh(0, "127.0.0.1", SECRET, 5.0) as mesh:
+    with closing(Mesh(0, "127.0.0.1", SECRET, 5.0)) as mesh:
         try:
             mesh.connect([Level(0, {1: 1})], [("127.0.0.1", 1)] * 2, Deadline(0.2))
         except TimeoutError:
