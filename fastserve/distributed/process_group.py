@@ -22,7 +22,6 @@ from fastserve.distributed.directory import Store, StoreDirectory
 from fastserve.distributed.group import meet
 from fastserve.distributed.process_group_work import FutureWork, Lane, Run
 from fastserve.distributed.reduction import reduction_of
-from fastserve.distributed.registration import BACKEND
 from fastserve.distributed.tensor_buffer import Buffer, Buffers
 from fastserve.errors import GroupError
 
@@ -31,10 +30,10 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 20e-6, 1e-3  # between looks for a message of a
 LOOK_S = 0.5  # how often works that take too long are looked for
 
 
-def create(store: Store, rank: int, size: int, timeout: timedelta) -> ProcessGroup:
+def create(backend: str, store: Store, rank: int, size: int, timeout: timedelta) -> ProcessGroup:
     """What torch calls for init_process_group and new_group. Raises DistBackendError."""
     try:
-        return ProcessGroup(store, rank, size, timeout)
+        return ProcessGroup(backend, store, rank, size, timeout)
     except GroupError as error:
         raise distributed.DistBackendError(str(error)) from error
 
@@ -43,8 +42,9 @@ _Base: Any = distributed.ProcessGroup  # its stubs know only the overloads of ca
 
 
 class ProcessGroup(_Base):  # type: ignore[misc]
-    def __init__(self, store: Store, rank: int, size: int, timeout: timedelta) -> None:
+    def __init__(self, backend: str, store: Store, rank: int, size: int, timeout: timedelta) -> None:
         super().__init__(rank, size)
+        self._backend = backend
         self._timeout_s = timeout.total_seconds()
         self._group = meet(
             StoreDirectory(store, rank, size),
@@ -66,7 +66,7 @@ class ProcessGroup(_Base):  # type: ignore[misc]
     # Names, as torch's C++ side asks for them and sets them.
 
     def getBackendName(self) -> str:
-        return BACKEND
+        return self._backend
 
     def setGroupName(self, name: str) -> None:
         self._name = name

@@ -32,7 +32,7 @@ def _register() -> None:
 def _create(store: Any, rank: int, size: int, timeout: Any) -> Any:
     from fastserve.distributed.process_group import create
 
-    return create(store, rank, size, timeout)
+    return create(BACKEND, store, rank, size, timeout)
 
 
 class _Finder(importlib.abc.MetaPathFinder):
