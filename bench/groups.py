@@ -9,7 +9,7 @@ from statistics import median
 
 import pytest
 
-from fastserve.benchmark.contestants import OURS
+from fastserve.benchmark.collective_lines import lines as lines_of
 from fastserve.benchmark.group_cases import CASES, NUM_STREAMS, STREAM_TOKENS, kills
 from fastserve.benchmark.machine import Machine
 from fastserve.benchmark.placement import probe
@@ -33,20 +33,7 @@ def test_group(
 ) -> None:
     case = CASES[name]
     buckets = case.measure(model, rounds=min(MAX_ROUNDS, pytestconfig.getoption("--turns")), probe=probe)
-    lines += [
-        Line(
-            machine=machine,
-            state=state,
-            op=case.op,
-            shape=case.shape,
-            dtype="per token",
-            backend=f"fastserve {machine.isa}",
-            seconds=buckets.summary(state, OURS),
-            baseline=f"{case.baseline} ({duration(buckets.summary(state, case.baseline).median)})",
-            ratio=buckets.ratio(state, case.baseline, OURS),
-        )
-        for state in buckets.comparable(buckets.contestants)
-    ]
+    lines += lines_of(case, buckets, machine, num_ranks=2)
 
 
 @pytest.mark.parametrize("on_loss", ["respawn", "shrink"])

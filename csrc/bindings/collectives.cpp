@@ -202,8 +202,7 @@ class PeerGroup {
         if (is_whole) return;
         // What ended one level ends all: this region's epoch is raised for the other hosts and the levels.
         const SharedRegion& lost = lost_region();
-        if (&lost != &memory_->region())
-            memory_->region().raise_epoch(lost.loss(), static_cast<pid_t>(lost.lost_pid()));
+        if (&lost != &memory_->region()) memory_->region().raise_epoch(lost.loss(), lost.lost_pid());
         raise_loss(lost);
     }
     const SharedRegion& lost_region() const {

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "ring/choose_all_reduce.h"
 #include "ring/wait.h"
 
 namespace fastserve {
@@ -61,6 +62,10 @@ Collectives::Span Collectives::chunk(int64_t count, int c) const {
 int64_t Collectives::slice_elements(int64_t element_bytes) const {
     constexpr int64_t kLine = 64;
     return static_cast<int64_t>(memory_->slot_bytes()) / element_bytes / kLine * kLine;
+}
+
+bool Collectives::goes_in_one_shot(int64_t bytes) const {
+    return choose_all_reduce(static_cast<size_t>(bytes), size_) == AllReduceAlgorithm::one_shot;
 }
 
 bool Collectives::end() {
@@ -155,8 +160,7 @@ bool Collectives::all_reduce(void* data, int64_t count, const Reduction& reducti
     begin();
     if (size_ == 1 || count == 0) return end();
     uint8_t* bytes = static_cast<uint8_t*>(data);
-    const int64_t pushed = count * bytes_of(reduction) * (size_ - 1);
-    if (pushed <= kOneShotBytes) return all_reduce_one_shot(bytes, count, reduction);
+    if (goes_in_one_shot(count * bytes_of(reduction))) return all_reduce_one_shot(bytes, count, reduction);
     return all_reduce_two_shot(bytes, count, reduction);
 }
 
@@ -164,8 +168,7 @@ bool Collectives::all_reduce(void* data, int64_t count, const Reduction& reducti
 // the result before all have said that their chunks are written.
 bool Collectives::all_reduce_symmetric(int64_t offset, int64_t count, const Reduction& reduction) {
     const int64_t element = bytes_of(reduction);
-    const int64_t pushed = count * element * (size_ - 1);
-    if (pushed <= kOneShotBytes) return all_reduce(memory_->heap(rank_) + offset, count, reduction);
+    if (goes_in_one_shot(count * element)) return all_reduce(memory_->heap(rank_) + offset, count, reduction);
     begin();
     meet(Area::scatter);
     const Span own = chunk(count, rank_);

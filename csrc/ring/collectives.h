@@ -78,8 +78,6 @@ class Collectives {
                           const int64_t* out_bytes);
     bool barrier();
 
-    static constexpr int64_t kOneShotBytes = 8 * 1024;  // bytes pushed, above which two-shot is faster
-
   private:
     struct Span {
         int64_t begin, end;  // elements of a slice
@@ -87,6 +85,7 @@ class Collectives {
     };
     Span chunk(int64_t count, int c) const;
     int64_t slice_elements(int64_t element_bytes) const;  // of one slot
+    bool goes_in_one_shot(int64_t bytes) const;
 
     bool all_reduce_one_shot(uint8_t* data, int64_t count, const Reduction& reduction);
     bool all_reduce_two_shot(uint8_t* data, int64_t count, const Reduction& reduction);

@@ -12,6 +12,7 @@ import torch
 from torch import distributed
 
 from fastserve import ops
+from fastserve.benchmark.collective_lines import Described
 from fastserve.benchmark.contestants import OURS, Contestants
 from fastserve.benchmark.ddp_case import DdpStep
 from fastserve.distributed.group import Group
@@ -29,17 +30,8 @@ MATMULS: tuple[tuple[str, int, int, WeightType], ...] = (  # model and layer, N,
 MATMUL_ROWS = (1, 32, 512)
 
 
-class CollectiveCase(Protocol):
+class CollectiveCase(Described, Protocol):
     """A case is the same on every rank, which all build their own part of it."""
-
-    @property
-    def op(self) -> str: ...
-    @property
-    def shape(self) -> str: ...
-    @property
-    def dtype(self) -> str: ...
-    @property
-    def num_bytes(self) -> int | None: ...  # that a rank contributes; None: not what bounds the case
 
     def contestants(self, group: Group) -> Contestants:
         """Collective: checks that the ranks do sum, and returns calls of the same op."""

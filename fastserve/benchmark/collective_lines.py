@@ -1,14 +1,28 @@
-"""What the ranks measured of a collective, as lines: one per placement state and contestant."""
+"""What ranks measured together, as lines: one per placement state and contestant."""
 
 from __future__ import annotations
 
-from fastserve.benchmark.collective_cases import CollectiveCase
+from typing import Protocol
+
 from fastserve.benchmark.machine import Machine
 from fastserve.benchmark.report import Line, duration
 from fastserve.benchmark.turns import Buckets
 
 
-def lines(case: CollectiveCase, buckets: Buckets, machine: Machine, *, num_ranks: int) -> list[Line]:
+class Described(Protocol):
+    """What a line says of a case."""
+
+    @property
+    def op(self) -> str: ...
+    @property
+    def shape(self) -> str: ...
+    @property
+    def dtype(self) -> str: ...
+    @property
+    def num_bytes(self) -> int | None: ...  # that a rank contributes; None: not what bounds the case
+
+
+def lines(case: Described, buckets: Buckets, machine: Machine, *, num_ranks: int) -> list[Line]:
     """The states in which all were measured, the best covered first; the last contestant is the baseline."""
     *names, baseline = buckets.contestants
     return [

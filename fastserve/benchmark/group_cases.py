@@ -39,6 +39,8 @@ class GroupCase:
     num_prompts: int
     num_tokens: int
     faults: tuple[Fault, ...] = ()
+    dtype: str = "per token"
+    num_bytes: int | None = None
 
     @property
     def shape(self) -> str:
@@ -89,7 +91,7 @@ class Kill:
     """One rank killed while streams run."""
 
     noticed_s: float  # until the group was known not to be whole
-    pause_s: float  # until it was whole and the next token came
+    pause_s: float  # from when the engine knew of the loss until the group was whole
     num_lost: int
     num_equal: int  # answers with the undisturbed run's tokens
 

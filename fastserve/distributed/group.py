@@ -124,8 +124,9 @@ def _meet_anywhere(
     if len(layout.hosts) == 1:
         return _meet(Place(rank, len(arrivals), name), deadline, symmetric_bytes)
     secret = bytes.fromhex(arrivals[0].secret)
-    with closing(Mesh(rank, own_address(), secret, links.silence_s)) as mesh:
-        listening = _Listening(own_address(), mesh.port)
+    address = own_address()
+    with closing(Mesh(rank, address, secret, links.silence_s)) as mesh:
+        listening = _Listening(address, mesh.port)
         entries = [
             msgspec.json.decode(entry, type=_Listening)
             for entry in directory.share("ports", msgspec.json.encode(listening))

@@ -67,21 +67,12 @@ class _Known:
         self._key = json.dumps([platform.node(), _C.isa(), _C.__version__, names])
 
     def read(self) -> list[float] | None:
-        if are_planned():
-            return None
-        try:
-            found = msgspec.json.decode(self._path.read_bytes(), type=dict[str, list[float]])
-        except (OSError, msgspec.MsgspecError):
-            return None
-        return found.get(self._key)
+        return None if are_planned() else self._all().get(self._key)
 
     def write(self, speeds: list[float]) -> None:
         if are_planned():
             return
-        try:
-            found = msgspec.json.decode(self._path.read_bytes(), type=dict[str, list[float]])
-        except (OSError, msgspec.MsgspecError):
-            found = {}
+        found = self._all()
         found[self._key] = speeds
         scratch = self._path.with_name(f"{KEPT_IN}.{os.getpid()}")
         try:
@@ -90,6 +81,13 @@ class _Known:
             scratch.replace(self._path)
         except OSError as error:
             log.warning("the devices' speeds could not be kept: %s", error)
+
+    def _all(self) -> dict[str, list[float]]:
+        """Of all machines and devices; none where the file is missing or damaged."""
+        try:
+            return msgspec.json.decode(self._path.read_bytes(), type=dict[str, list[float]])
+        except (OSError, msgspec.MsgspecError):
+            return {}
 
 
 def _probe(path: str, devices: Sequence[Device]) -> list[float] | None:
