@@ -174,10 +174,11 @@ class PeerGroup:
     def __init__(
         self,
         exchange: Exchange,
-        connections: Sequence[tuple[int, Sequence[int], int]] = ...,
+        connections: Sequence[tuple[int, int, Sequence[int], int, int]] = ...,
         local: PeerGroup | None = ...,
         across: PeerGroup | None = ...,
         wire_bits: int = ...,
+        whole: SharedRegion | None = ...,
     ) -> None: ...
     heap_bytes: int
     heap_address: int

@@ -21,16 +21,18 @@ namespace {
 
 using Address = uintptr_t;
 
-// (rank, descriptors of its streams, descriptor for messages)
-using PeerConnections = std::vector<std::tuple<int, std::vector<int>, int>>;
+// (rank, its number in the whole group, descriptors: of its streams, for messages, for its obituary)
+using PeerConnections = std::vector<std::tuple<int, int, std::vector<int>, int, int>>;
 
 std::shared_ptr<SocketLinks> links_of(const std::shared_ptr<PeerMemory>& memory, int rank,
                                       const PeerConnections& connections,
-                                      std::vector<std::shared_ptr<SharedRegion>> levels) {
+                                      std::vector<std::shared_ptr<SharedRegion>> levels,
+                                      std::shared_ptr<SharedRegion> whole) {
     if (connections.empty()) return nullptr;
     std::vector<SocketLinks::Connections> peers;
-    for (const auto& [peer, streams, mail] : connections) peers.push_back({peer, streams, mail});
-    return std::make_shared<SocketLinks>(memory, rank, peers, std::move(levels));
+    for (const auto& [peer, number, streams, mail, obituary] : connections)
+        peers.push_back({peer, number, streams, mail, obituary});
+    return std::make_shared<SocketLinks>(memory, rank, peers, std::move(levels), std::move(whole));
 }
 
 // A rank's place in a group whose region holds peer memory; other hosts are reached over connections. Where
@@ -38,12 +40,13 @@ std::shared_ptr<SocketLinks> links_of(const std::shared_ptr<PeerMemory>& memory,
 class PeerGroup {
   public:
     PeerGroup(std::shared_ptr<Exchange> exchange, const PeerConnections& connections,
-              std::shared_ptr<PeerGroup> local, std::shared_ptr<PeerGroup> across, int wire_bits)
+              std::shared_ptr<PeerGroup> local, std::shared_ptr<PeerGroup> across, int wire_bits,
+              std::shared_ptr<SharedRegion> whole)
         : exchange_(std::move(exchange)),
           memory_(std::make_shared<PeerMemory>(exchange_->shared_region())),
           local_(std::move(local)),
           across_(std::move(across)),
-          links_(links_of(memory_, exchange_->rank(), connections, level_regions())),
+          links_(links_of(memory_, exchange_->rank(), connections, level_regions(), std::move(whole))),
           collectives_(memory_, exchange_->rank(), links_),
           mail_(memory_, exchange_->rank(), links_) {
         collectives_.set_interrupted(&interrupted);
@@ -242,13 +245,13 @@ void bind_collectives(py::module_& m) {
     py::class_<PeerGroup, std::shared_ptr<PeerGroup>>(
         m, "PeerGroup", "Collectives on addresses; types and ops are indices of DATA_TYPES and REDUCE_OPS.")
         .def(py::init<std::shared_ptr<Exchange>, const PeerConnections&, std::shared_ptr<PeerGroup>,
-                      std::shared_ptr<PeerGroup>, int>(),
+                      std::shared_ptr<PeerGroup>, int, std::shared_ptr<SharedRegion>>(),
              py::arg("exchange"), py::arg("connections") = PeerConnections(), py::arg("local") = nullptr,
-             py::arg("across") = nullptr, py::arg("wire_bits") = 32,
-             "connections: (rank, descriptors of streams, descriptor for messages) of each rank on another "
-             "host; "
-             "taken over. local, across: the ranks of this host, and those with this one's place on each "
-             "host.")
+             py::arg("across") = nullptr, py::arg("wire_bits") = 32, py::arg("whole") = nullptr,
+             "connections: (rank, its number in the whole group, descriptors of streams, for messages, for "
+             "its "
+             "obituary) of each rank on another host; taken over. local, across: the ranks of this host, and "
+             "those with this one's place on each host. whole: for such a level, the whole group's region.")
         .def_property_readonly("heap_bytes", &PeerGroup::heap_bytes, "Of each rank's symmetric buffers.")
         .def_property_readonly("heap_address", &PeerGroup::heap_address)
         .def("leave", &PeerGroup::leave, "Leaves the group in good order; nothing may follow.")

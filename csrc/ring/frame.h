@@ -13,9 +13,11 @@ enum class FrameKind : uint8_t {
     part,  // fills bytes [offset, offset + bytes) of a slot
     last,  // the same; the slot then holds `total` bytes, once all parts are there, and its flag is raised
     done,  // says nothing but `done`
-    lost,  // the sender's group is lost: `total` is the Loss, `offset` the rank that was the reason
     left,  // the sender leaves in good order and sends no more
+    lost,  // the sender's group is lost: `total` is the Loss, `offset` the rank that was the reason
 };
+
+constexpr uint32_t kNobody = UINT32_MAX;  // where there is no rank to name
 
 constexpr uint16_t kFrameMagic = 0x5346;
 

@@ -32,11 +32,12 @@ struct alignas(kCacheLines) Flag {
 
 // Why the epoch was raised.
 enum class Loss : int32_t { none, died, left, closed, interrupted, too_large, unreachable, garbled };
+constexpr uint32_t kLastLoss = static_cast<uint32_t>(Loss::garbled);
 
 enum class RankState : int32_t { absent, present, left };
 
 struct alignas(kCacheLines) RankSlot {
-    std::atomic<int32_t> pid;        // of a rank on another host: -(rank + 1)
+    std::atomic<int32_t> pid;        // of a rank on another host: -(its number in the whole group + 1)
     std::atomic<int32_t> state;      // RankState
     std::atomic<uint32_t> sleepers;  // waits of other ranks that sleep on a flag of this one
     // Advanced by every op and by every wait that has become a sleep: one that stands still is a rank that

@@ -28,11 +28,12 @@ namespace {
 
 constexpr int64_t kMinPart = 32 * 1024;  // of a payload that is cut over streams
 constexpr int kLookMs = 50;              // how late a raised epoch may be noticed by who waits for a socket
+constexpr int kObituaryMs = 1000;        // how long after a stream the obituary may end
 constexpr auto kLingerLimit = std::chrono::seconds(5);
 
 // Of a rank on another host, where there is no process id to tell.
-pid_t pid_of(int rank) {
-    return -(rank + 1);
+pid_t pid_of(int number) {
+    return -(number + 1);
 }
 
 bool is_silence(int error) {
@@ -52,9 +53,10 @@ void prepare(int fd) {
 struct SocketLinks::Peer {
     RankSlot slot{};  // this rank's view: another of this host may have read further
     int rank;
+    pid_t pid;  // pid_of its number
     std::vector<FrameReader> streams;
     std::vector<bool> open;  // of each stream
-    int mail;
+    int mail, obituary;
     std::mutex sending;              // on the streams
     uint32_t slot_bytes[2][2] = {};  // [area][half] arrived so far
     std::optional<Frame> last;       // on stream 0, whose parts on other streams are missing
@@ -62,7 +64,7 @@ struct SocketLinks::Peer {
     std::vector<int> descriptors() const {
         std::vector<int> all;
         for (const FrameReader& stream : streams) all.push_back(stream.fd());
-        all.push_back(mail);
+        all.insert(all.end(), {mail, obituary});
         return all;
     }
 };
@@ -97,10 +99,12 @@ struct SocketLinks::Outgoing {
 };
 
 SocketLinks::SocketLinks(std::shared_ptr<PeerMemory> memory, int rank, const std::vector<Connections>& peers,
-                         std::vector<std::shared_ptr<SharedRegion>> levels)
+                         std::vector<std::shared_ptr<SharedRegion>> levels,
+                         std::shared_ptr<SharedRegion> whole)
     : memory_(std::move(memory)),
       rank_(rank),
       levels_(std::move(levels)),
+      whole_(std::move(whole)),
       peers_(static_cast<size_t>(memory_->size())),
       wake_(-1) {
     for (const Connections& connections : peers) {
@@ -114,12 +118,14 @@ SocketLinks::SocketLinks(std::shared_ptr<PeerMemory> memory, int rank, const std
                                         std::to_string(connections.rank));
         auto peer = std::make_unique<Peer>();
         peer->rank = connections.rank;
+        peer->pid = pid_of(connections.number);
         for (const int fd : connections.streams) peer->streams.emplace_back(fd);
         peer->open.assign(connections.streams.size(), true);
         peer->mail = connections.mail;
+        peer->obituary = connections.obituary;
         for (const int fd : peer->descriptors()) prepare(fd);
         for (RankSlot* slot : {&peer->slot, &memory_->region().slot(connections.rank)})
-            slot->pid.store(pid_of(connections.rank), std::memory_order_release);
+            slot->pid.store(peer->pid, std::memory_order_release);
         peers_[static_cast<size_t>(connections.rank)] = std::move(peer);
     }
     wake_ = eventfd(0, EFD_CLOEXEC);
@@ -196,7 +202,7 @@ bool SocketLinks::wait_ready(const int* fds, size_t num_fds, short events) {
     for (;;) {
         if (memory_->region().failed()) return false;
         if (poll(polled, num_fds, kLookMs) > 0) return true;
-        if (interrupted_ && interrupted_()) memory_->region().raise_epoch(Loss::interrupted, getpid());
+        if (interrupted_ && interrupted_()) raise_epochs(Loss::interrupted, getpid());
     }
 }
 
@@ -228,11 +234,19 @@ bool SocketLinks::receive_mail(int from, void* data, size_t bytes) {
         } else if (got < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)) {
             if (!wait_ready(&peer.mail, 1, POLLIN)) return false;
         } else if (got == 0 || errno != EINTR) {
-            memory_->region().raise_epoch(Loss::left, pid_of(from));
-            return false;
+            return ended_early(peer);
         }
     }
     return true;
+}
+
+// A message's connection has ended: with the peer's streams, whose end says why, unless it has left.
+bool SocketLinks::ended_early(const Peer& peer) {
+    const auto limit = std::chrono::steady_clock::now() + std::chrono::milliseconds(2 * kObituaryMs);
+    while (!memory_->region().failed() && !has_left(peer) && std::chrono::steady_clock::now() < limit)
+        std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    raise_epochs(Loss::left, peer.pid);
+    return false;
 }
 
 bool SocketLinks::has_mail(int from) const {
@@ -270,8 +284,7 @@ void SocketLinks::read_stream(Peer& peer, size_t stream) {
         const bool fits = is_part ? frame.area <= static_cast<uint8_t>(Area::gather) &&
                                         frame.total <= memory_->slot_bytes() && frame.offset <= frame.total &&
                                         frame.bytes <= frame.total - frame.offset
-                                  : frame.kind <= FrameKind::left && frame.bytes == 0 &&
-                                        frame.offset < static_cast<uint32_t>(memory_->size());
+                                  : frame.kind <= FrameKind::left && frame.bytes == 0;
         if (!fits) return nullptr;
         if (!is_part) return memory_->slot(rank_, Area::scatter, 0, peer.rank);
         return memory_->slot(rank_, static_cast<Area>(frame.area), static_cast<int>(frame.number % 2),
@@ -309,14 +322,10 @@ void SocketLinks::arrived(Peer& peer, const Frame& frame) {
             return;
         case FrameKind::done:
             return;
-        case FrameKind::lost: {
-            SharedRegion& region = memory_->region();
-            const RankSlot& lost = region.slot(static_cast<int>(frame.offset));
-            return region.raise_epoch(static_cast<Loss>(frame.total),
-                                      lost.pid.load(std::memory_order_acquire));
-        }
         case FrameKind::left:
-            peer.slot.state.store(static_cast<int32_t>(RankState::left), std::memory_order_release);
+            return peer.slot.state.store(static_cast<int32_t>(RankState::left), std::memory_order_release);
+        case FrameKind::lost:
+            return;  // not on a stream: read_stream() refuses it
     }
 }
 
@@ -333,28 +342,61 @@ bool SocketLinks::has_left(const Peer& peer) const {
     return peer.slot.state.load(std::memory_order_acquire) == static_cast<int32_t>(RankState::left);
 }
 
-void SocketLinks::lose(Peer& peer, FrameReader::State state, int error) {
-    SharedRegion& region = memory_->region();
-    if (has_left(peer) && state != FrameReader::State::garbled) return;
-    Loss loss = is_silence(error) ? Loss::unreachable : Loss::died;
-    if (state == FrameReader::State::garbled) loss = Loss::garbled;
-    region.raise_epoch(loss, pid_of(peer.rank));
+void SocketLinks::raise_epochs(Loss loss, pid_t pid) {
+    if (whole_) whole_->raise_epoch(loss, pid);
+    memory_->region().raise_epoch(loss, pid);
 }
 
-// The other hosts learn why, unless somebody is in the middle of a frame to them.
+void SocketLinks::lose(Peer& peer, FrameReader::State state, int error) {
+    if (state == FrameReader::State::garbled) return raise_epochs(Loss::garbled, peer.pid);
+    if (has_left(peer)) return;
+    if (is_silence(error)) return raise_epochs(Loss::unreachable, peer.pid);
+    if (!pass_on(peer)) raise_epochs(Loss::died, peer.pid);
+}
+
+// Whether the peer's obituary says why it closed its streams; the epochs are then raised for that reason. A
+// peer that died has none, and its kernel ends this connection with the others.
+bool SocketLinks::pass_on(const Peer& peer) {
+    Frame frame{};
+    size_t num_read = 0;
+    const auto limit = std::chrono::steady_clock::now() + std::chrono::milliseconds(kObituaryMs);
+    while (num_read < sizeof frame) {
+        const ssize_t got =
+            recv(peer.obituary, reinterpret_cast<uint8_t*>(&frame) + num_read, sizeof frame - num_read, 0);
+        if (got > 0) {
+            num_read += static_cast<size_t>(got);
+        } else if (got < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)) {
+            pollfd polled{peer.obituary, POLLIN, 0};
+            if (std::chrono::steady_clock::now() > limit) return false;
+            poll(&polled, 1, kLookMs);
+        } else if (got == 0 || errno != EINTR) {
+            return false;
+        }
+    }
+    const SharedRegion& whole = whole_ ? *whole_ : memory_->region();
+    const bool names_rank = frame.offset < static_cast<uint32_t>(whole.num_ranks());
+    if (frame.magic != kFrameMagic || frame.kind != FrameKind::lost || frame.total > kLastLoss ||
+        !(names_rank || frame.offset == kNobody)) {
+        raise_epochs(Loss::garbled, peer.pid);
+        return true;
+    }
+    const pid_t pid = names_rank ? whole.slot(static_cast<int>(frame.offset)).pid.load() : 0;
+    raise_epochs(static_cast<Loss>(frame.total), pid);
+    return true;
+}
+
+// The other hosts learn why.
 void SocketLinks::give_up() {
     const SharedRegion& region = memory_->region();
+    raise_epochs(region.loss(), region.lost_pid());
     for (const auto& level : levels_) level->raise_epoch(region.loss(), region.lost_pid());
+    const int lost = whole_ ? whole_->lost_rank() : region.lost_rank();
+    Outgoing obituary;
+    obituary.set(FrameKind::lost, Area::scatter, 0, 0, nullptr, 0, 0, static_cast<int64_t>(region.loss()));
+    obituary.frame.offset = lost < 0 ? kNobody : static_cast<uint32_t>(lost);
     for (const auto& peer : peers_) {
         if (!peer) continue;
-        if (peer->sending.try_lock()) {
-            Outgoing outgoing;
-            outgoing.set(FrameKind::lost, Area::scatter, 0, 0, nullptr, 0, 0,
-                         static_cast<int64_t>(region.loss()));
-            outgoing.frame.offset = static_cast<uint32_t>(std::max(region.lost_rank(), 0));
-            static_cast<void>(::send(peer->streams[0].fd(), &outgoing.frame, sizeof(Frame), MSG_NOSIGNAL));
-            peer->sending.unlock();
-        }
+        static_cast<void>(::send(peer->obituary, &obituary.frame, sizeof(Frame), MSG_NOSIGNAL));
         for (const int fd : peer->descriptors()) shutdown(fd, SHUT_RDWR);
     }
 }

@@ -12,9 +12,13 @@
 // they belong.
 //
 // Loss. A connection that ends without a goodbye, or breaks, raises the epoch of this host's region; a region
-// whose epoch was raised closes its connections, so the other hosts learn of it. A host that is cut off is
-// noticed by the kernel: whoever makes the connections sets how long it may be silent (keepalive,
-// TCP_USER_TIMEOUT).
+// whose epoch was raised closes its connections, so the other hosts learn of it. Why it was raised goes over
+// a connection of its own, the *obituary*, which nothing can fill or cut: who finds a stream ended reads
+// there whether its peer died or only passes on that another rank did. A host that is cut off is noticed by
+// the kernel: whoever makes the connections sets how long it may be silent (keepalive, TCP_USER_TIMEOUT).
+//
+// The links of a level (hierarchy.h) number its ranks from 0, but losses are told and passed on as those of
+// the whole group: `number` is a rank's number there, and its region's epoch is raised with the level's.
 #pragma once
 
 #include <atomic>
@@ -33,15 +37,18 @@ class SocketLinks {
   public:
     struct Connections {
         int rank;
+        int number;                // of that rank in the whole group
         std::vector<int> streams;  // descriptors, at least one
-        int mail;
+        int mail, obituary;
     };
     static constexpr size_t kMaxStreams = 16;
 
-    // Takes the descriptors over and makes them non-blocking. levels: regions whose epoch is raised when that
-    // of the memory's region was. Throws std::invalid_argument, std::system_error.
+    // Takes the descriptors over and makes them non-blocking. levels: regions whose epochs are raised with
+    // that of the memory's region; whole: the whole group's, null: the memory's. Throws
+    // std::invalid_argument, std::system_error.
     SocketLinks(std::shared_ptr<PeerMemory> memory, int rank, const std::vector<Connections>& peers,
-                std::vector<std::shared_ptr<SharedRegion>> levels = {});
+                std::vector<std::shared_ptr<SharedRegion>> levels = {},
+                std::shared_ptr<SharedRegion> whole = nullptr);
     ~SocketLinks();  // leave()
     SocketLinks(const SocketLinks&) = delete;
     SocketLinks& operator=(const SocketLinks&) = delete;
@@ -74,6 +81,9 @@ class SocketLinks {
     void arrived(Peer& peer, const Frame& frame);
     bool finish_slot(Peer& peer, const Frame& frame);
     bool has_left(const Peer& peer) const;
+    bool ended_early(const Peer& peer);
+    void raise_epochs(Loss loss, pid_t pid);
+    bool pass_on(const Peer& peer);
     void lose(Peer& peer, FrameReader::State state, int error);
     // 0 or an errno.
     int send(Peer& peer, Outgoing* outgoing, size_t num_outgoing);
@@ -87,6 +97,7 @@ class SocketLinks {
     int rank_;
     bool (*interrupted_)() = nullptr;
     std::vector<std::shared_ptr<SharedRegion>> levels_;
+    std::shared_ptr<SharedRegion> whole_;
     std::vector<std::unique_ptr<Peer>> peers_;  // by rank; null for those that share memory
     int wake_;                                  // an eventfd that ends the thread
     std::atomic<bool> leaving_{false};

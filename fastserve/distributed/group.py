@@ -22,7 +22,7 @@ from fastserve import _C
 from fastserve.distributed.directory import Directory, TcpDirectory, own_address
 from fastserve.distributed.group_member import Group
 from fastserve.distributed.hosts import Layout, this_host
-from fastserve.distributed.mesh import SECRET_BYTES, Connections, Level, Mesh
+from fastserve.distributed.mesh import SECRET_BYTES, Level, Mesh, PeerConnections
 from fastserve.distributed.rendezvous import (
     Deadline,
     Peer,
@@ -150,7 +150,7 @@ def _span(
     layout: Layout,
     rank: int,
     shared: Shared,
-    connections: Sequence[Connections],
+    connections: Sequence[Sequence[PeerConnections]],
     wire_bits: int,
 ) -> Group:
     exchange = _C.Exchange(shared.regions[0], rank)
@@ -159,7 +159,10 @@ def _span(
         local_peers = _C.PeerGroup(_C.Exchange(shared.regions[1], layout.local(rank).index(rank)))
         region = _C.SharedRegion.create(len(across), 1, _C.peer_memory_bytes(len(across)))
         across_peers = _C.PeerGroup(
-            _C.Exchange(region, across.index(rank)), connections[1], wire_bits=wire_bits
+            _C.Exchange(region, across.index(rank)),
+            connections[1],
+            wire_bits=wire_bits,
+            whole=shared.regions[0],
         )
     peers = _C.PeerGroup(exchange, connections[0], local_peers, across_peers, wire_bits)
     watchers = [_C.Watcher(shared.watched, region) for region in shared.regions]

@@ -11,6 +11,7 @@ import socket
 import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from fastserve.distributed.directory import resolve
 from fastserve.distributed.rendezvous import Deadline, receive_exactly
@@ -18,9 +19,18 @@ from fastserve.errors import GroupError
 
 SECRET_BYTES = 16
 HELLO = struct.Struct(f"={SECRET_BYTES}siii")  # the secret, rank, level, index
-NUM_STREAMS = 2  # of a pair of ranks; one more carries messages
+NUM_STREAMS = 2  # of a pair of ranks
+NUM_CONNECTIONS = NUM_STREAMS + 2  # one more carries messages, one why a rank gave up
 
-Connections = list[tuple[int, list[int], int]]  # (rank, descriptors of streams, descriptor for messages)
+
+class PeerConnections(NamedTuple):
+    """Descriptors of the connections to a rank."""
+
+    rank: int  # in the level
+    number: int  # in the whole group
+    streams: list[int]
+    mail: int
+    obituary: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,14 +66,14 @@ class Mesh:
 
     def connect(
         self, levels: Sequence[Level], addresses: Sequence[tuple[str, int]], deadline: Deadline
-    ) -> list[Connections]:
+    ) -> list[list[PeerConnections]]:
         """The connections of each level; the descriptors are the caller's. Raises GroupError, OSError, TimeoutError."""
         ends: dict[tuple[int, int, int], socket.socket] = {}  # (level, rank, index)
         wanted = {
             (level.number, rank, index)
             for level in levels
             for rank in level.peers
-            for index in range(NUM_STREAMS + 1)
+            for index in range(NUM_CONNECTIONS)
         }
         try:
             for number, rank, index in sorted(wanted):
@@ -80,12 +90,11 @@ class Mesh:
             raise
         return [
             [
-                (
-                    local,
-                    [ends[level.number, rank, i].detach() for i in range(NUM_STREAMS)],
-                    _last(ends, level, rank),
-                )
+                PeerConnections(local, rank, streams, mail, obituary)
                 for rank, local in level.peers.items()
+                for *streams, mail, obituary in [
+                    [ends[level.number, rank, index].detach() for index in range(NUM_CONNECTIONS)]
+                ]
             ]
             for level in levels
         ]
@@ -128,10 +137,6 @@ class Mesh:
 
     def close(self) -> None:
         self._listener.close()
-
-
-def _last(ends: dict[tuple[int, int, int], socket.socket], level: Level, rank: int) -> int:
-    return ends[level.number, rank, NUM_STREAMS].detach()
 
 
 def _close(channels: Iterable[socket.socket]) -> None:

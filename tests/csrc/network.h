@@ -14,6 +14,7 @@
 class Network {
   public:
     static constexpr int kStreams = 3;
+    static constexpr int kConnections = kStreams + 2;
 
     // Ranks of equal host_of share memory and are not connected.
     explicit Network(std::vector<int> host_of) : host_of_(std::move(host_of)) {
@@ -42,9 +43,9 @@ class Network {
         size_t num_left = 0;
         for (int peer = 0; peer < size(); ++peer) {
             if (host_of(peer) == host_of(rank)) continue;
-            ends[peer].resize(kStreams + 1);
-            num_left += peer > rank ? kStreams + 1 : 0;
-            for (int i = 0; peer < rank && i <= kStreams; ++i) {
+            ends[peer].resize(kConnections);
+            num_left += peer > rank ? kConnections : 0;
+            for (int i = 0; peer < rank && i < kConnections; ++i) {
                 const int fd = socket(AF_INET, SOCK_STREAM, 0), hello[2] = {rank, i};
                 CHECK(::connect(fd, name(peer), sizeof(sockaddr_in)) == 0);
                 CHECK(write(fd, hello, sizeof hello) == sizeof hello);
@@ -59,7 +60,7 @@ class Network {
         }
         std::vector<fastserve::SocketLinks::Connections> peers;
         for (const auto& [peer, fds] : ends)
-            peers.push_back({peer, {fds.begin(), fds.end() - 1}, fds.back()});
+            peers.push_back({peer, peer, {fds.begin(), fds.end() - 2}, fds[kStreams], fds.back()});
         return peers;
     }
 

@@ -530,6 +530,30 @@ void test_sums_in_eight_bits_are_within_the_stated_error() {
         });
 }
 
+// The other end of rank 0's connections to rank 1.
+struct Stranger {
+    Stranger() {
+        for (int* pair : {streams, mail, obituary}) CHECK(socketpair(AF_UNIX, SOCK_STREAM, 0, pair) == 0);
+    }
+    static void writes(const int* pair, const Frame& frame) {
+        CHECK(write(pair[1], &frame, sizeof frame) == sizeof frame);
+    }
+    // Closes its ends while rank 0 waits for it; the region of the group that this ended.
+    std::shared_ptr<SharedRegion> ends_group() {
+        const auto region = region_for(2);
+        const auto exchange = make_exchange(region, 0);
+        const SocketLinks::Connections peer = {1, 1, {streams[0]}, mail[0], obituary[0]};
+        Peers peers(*exchange, std::make_shared<SocketLinks>(std::make_shared<PeerMemory>(region), 0,
+                                                             std::vector{peer}));
+        for (const int* pair : {streams, mail, obituary}) close(pair[1]);
+        std::vector<float> data(100);
+        CHECK(!peers.collectives.all_reduce(data.data(), 100, kSum));
+        return region;
+    }
+
+    int streams[2], mail[2], obituary[2];
+};
+
 // Whoever holds the other end of a connection cannot make a rank write where it should not.
 void test_garbage_on_a_connection_ends_the_group() {
     const size_t slot = PeerMemory::slot_bytes(2);
@@ -552,21 +576,36 @@ void test_garbage_on_a_connection_ends_the_group() {
            .offset = 1u << 31,
            .total = 1};
     for (const Frame& frame : {no_frame, outside, far}) {
-        const auto region = region_for(2);
-        int streams[2], mail[2];
-        CHECK(socketpair(AF_UNIX, SOCK_STREAM, 0, streams) == 0 &&
-              socketpair(AF_UNIX, SOCK_STREAM, 0, mail) == 0);
-        const auto exchange = make_exchange(region, 0);
-        Peers peers(*exchange, std::make_shared<SocketLinks>(
-                                   std::make_shared<PeerMemory>(region), 0,
-                                   std::vector<SocketLinks::Connections>{{1, {streams[0]}, mail[0]}}));
-        CHECK(write(streams[1], &frame, sizeof frame) == sizeof frame);
-        std::vector<float> data(100);
-        CHECK(!peers.collectives.all_reduce(data.data(), 100, kSum));
-        CHECK(region->loss() == Loss::garbled);
-        close(streams[1]);
-        close(mail[1]);
+        Stranger stranger;
+        stranger.writes(stranger.streams, frame);
+        CHECK(stranger.ends_group()->loss() == Loss::garbled);
     }
+    Stranger stranger;
+    stranger.writes(stranger.obituary, far);
+    CHECK(stranger.ends_group()->loss() == Loss::garbled);
+}
+
+// A rank that passes on another's death is not taken for the dead one.
+void test_an_obituary_says_who_was_lost() {
+    const auto of = [](Loss loss, uint32_t rank) {
+        return Frame{.magic = kFrameMagic,
+                     .kind = FrameKind::lost,
+                     .area = 0,
+                     .bytes = 0,
+                     .number = 0,
+                     .done = 0,
+                     .offset = rank,
+                     .total = static_cast<uint32_t>(loss)};
+    };
+    for (const uint32_t lost : {0u, 1u, kNobody}) {
+        Stranger stranger;
+        stranger.writes(stranger.obituary, of(Loss::interrupted, lost));
+        const auto region = stranger.ends_group();
+        CHECK(region->loss() == Loss::interrupted);
+        CHECK(region->lost_rank() == (lost == kNobody ? -1 : static_cast<int>(lost)));
+    }
+    Stranger silent;
+    CHECK(silent.ends_group()->loss() == Loss::died);
 }
 
 }  // namespace
@@ -576,6 +615,7 @@ int main() {
     test_symmetric_buffers_give_the_bits_of_private_ones();
     test_sums_in_eight_bits_are_within_the_stated_error();
     test_garbage_on_a_connection_ends_the_group();
+    test_an_obituary_says_who_was_lost();
     test_all_reduce_gives_all_ranks_the_same_sum();
     test_integers_of_every_size_and_op();
     test_sixteen_bit_floats_are_rounded_once();

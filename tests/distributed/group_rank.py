@@ -86,6 +86,14 @@ def wait_and_tell(group: Group) -> None:
     wait_for_ever(group)
 
 
+def sum_large_and_tell(group: Group) -> None:
+    """Sums that go in levels, in many parts: a rank that dies dies in the middle of one."""
+    tensor = Tensor([1.0] * 1_000_003, (1_000_003,))
+    group.barrier()
+    print("waiting", flush=True)
+    tell_loss(group, tensor)
+
+
 def refuse(group: Group) -> None:
     tensor = Tensor([1.0], (1,))
     tensor.dtype = "torch.float8_e5m2"
@@ -120,7 +128,10 @@ def interrupt_rank_0(group: Group) -> None:
 
 
 def wait_for_ever(group: Group) -> None:
-    tensor = Tensor([1.0] * 64, (1, 64))
+    tell_loss(group, Tensor([1.0] * 64, (1, 64)))
+
+
+def tell_loss(group: Group, tensor: Tensor) -> None:
     try:
         while True:
             group.all_reduce(tensor)

@@ -108,17 +108,23 @@ def test_a_bad_network_is_only_slow(request: pytest.FixtureRequest, hosts: Hosts
     assert len(outputs[0]) > 64, outputs[0]
 
 
-def test_a_rank_that_dies_is_noticed_on_all_hosts(request: pytest.FixtureRequest, hosts: Hosts) -> None:
-    run = start(request, Run(hosts, 2, 2, str(GROUP_SCRIPT), "wait_and_tell"))
+@pytest.mark.parametrize(
+    ("behaviour", "victim"),
+    [("wait_and_tell", 3), ("sum_large_and_tell", 3), ("sum_large_and_tell", 1), ("sum_large_and_tell", 2)],
+)
+def test_a_rank_that_dies_is_named_on_all_hosts(
+    request: pytest.FixtureRequest, hosts: Hosts, behaviour: str, victim: int
+) -> None:
+    run = start(request, Run(hosts, 2, 2, str(GROUP_SCRIPT), behaviour))
     assert run.wait_for_line(0) == "waiting"
     time.sleep(0.2)
-    victim = pid_of_script(run.processes[3].pid)
+    pid = pid_of_script(run.processes[victim].pid)
     killed_s = time.monotonic()
-    os.kill(victim, signal.SIGKILL)
-    for rank in (0, 1, 2):
+    os.kill(pid, signal.SIGKILL)
+    for rank in {0, 1, 2, 3} - {victim}:
         text = run.processes[rank].communicate(timeout=TIMEOUT_S)[0]
-        where = f"(pid {victim})" if rank == 2 else "(on another host)"
-        assert f"RankLostError: rank 3 of 4 {where} died" in text
+        where = f"(pid {pid})" if rank // 2 == victim // 2 else "(on another host)"
+        assert f"RankLostError: rank {victim} of 4 {where} died" in text
     assert time.monotonic() - killed_s < 2
 
 

@@ -7,7 +7,7 @@ import socket
 import threading
 from contextlib import closing
 
-from fastserve.distributed.mesh import HELLO, NUM_STREAMS, SECRET_BYTES, Connections, Level, Mesh
+from fastserve.distributed.mesh import HELLO, NUM_CONNECTIONS, SECRET_BYTES, Level, Mesh, PeerConnections
 from fastserve.distributed.rendezvous import Deadline
 
 SECRET = bytes(range(SECRET_BYTES))
@@ -20,7 +20,7 @@ def test_every_pair_is_connected_past_strangers() -> None:
     strangers[0].sendall(HELLO.pack(bytes(SECRET_BYTES), 1, 0, 0))  # the place of a rank, but not the secret
     strangers[1].sendall(HELLO.pack(SECRET, 1, 7, 0))  # no such level
     strangers[2].close()
-    made: dict[int, list[Connections]] = {}
+    made: dict[int, list[list[PeerConnections]]] = {}
 
     def connect(rank: int) -> None:
         whole = Level(0, {peer: peer for peer in range(3) if peer != rank})
@@ -34,10 +34,10 @@ def test_every_pair_is_connected_past_strangers() -> None:
     ends = {
         (rank, peer, index): socket.socket(fileno=fd)
         for rank, (connections,) in made.items()
-        for peer, streams, mail in connections
-        for index, fd in enumerate([*streams, mail])
+        for peer, _, streams, mail, obituary in connections
+        for index, fd in enumerate([*streams, mail, obituary])
     }
-    assert len(ends) == 6 * (NUM_STREAMS + 1)
+    assert len(ends) == 6 * NUM_CONNECTIONS
     for (rank, peer, index), end in ends.items():
         assert end.getpeername() == ends[peer, rank, index].getsockname()
         assert end.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 5000
