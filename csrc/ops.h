@@ -198,7 +198,7 @@ constexpr size_t size_of(DataType type) {
 }
 
 // out[i] = parts[0][i] op parts[1][i] op ..., in that order; 16-bit floats are summed in fp32 and rounded
-// once. `out` may be one of the parts. Integers wrap; bit_* are for integers.
+// once. Every one of `outs` gets all of it, and may be one of the parts. Integers wrap; bit_* are for integers.
 struct ReduceArgs {
     const void* const* parts;  // [num_parts], each [count] of `type`
     int32_t num_parts;
@@ -206,7 +206,8 @@ struct ReduceArgs {
     DataType type;
     ReduceOp op;
     bool average;  // divides by num_parts; integers towards zero
-    void* out;
+    void* const* outs;
+    int32_t num_outs;
 };
 
 // Plain vector loads and stores: memcpy's `rep movsb`, which glibc takes from 2 KB on, moves lines of another

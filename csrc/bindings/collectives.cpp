@@ -7,6 +7,7 @@
 #include <tuple>
 #include <vector>
 
+#include "benchmark/fill.h"
 #include "bindings/bindings.h"
 #include "bindings/losses.h"
 #include "ring/collectives.h"
@@ -70,14 +71,16 @@ class PeerGroup {
 
     void all_reduce(Address data, int64_t count, int type, int op, bool average) {
         const Reduction reduction = reduction_of(count, type, op, average);
+        run([&] { return all_reduce(data, count, reduction); });
+    }
+    void fill_and_sum(Address data, int64_t count, int calls) {
+        const Reduction sum = {DataType::f32, ReduceOp::sum, false};
         run([&] {
-            const int64_t offset = heap_offset(data);
-            if (offset >= 0) return collectives_.all_reduce_symmetric(offset, count, reduction);
-            if (hierarchy_ && hierarchy_->takes(count, reduction))
-                return hierarchy_->all_reduce(memory(data), count, reduction);
-            if (compressed_ && CompressedAllReduce::takes(count, reduction))
-                return compressed_->all_reduce(static_cast<float*>(memory(data)), count);
-            return collectives_.all_reduce(memory(data), count, reduction);
+            for (int i = 0; i < calls; ++i) {
+                fill_with_ones(static_cast<float*>(memory(data)), count);
+                if (!all_reduce(data, count, sum)) return false;
+            }
+            return true;
         });
     }
     void reduce(Address data, int64_t count, int type, int op, bool average, int root) {
@@ -153,9 +156,22 @@ class PeerGroup {
     }
 
     size_t heap_bytes() const { return memory_->heap_bytes(); }
-    Address heap_address() const { return reinterpret_cast<Address>(memory_->heap(rank())); }
+    Address heap_address() const { return heap_address_of(rank()); }
+    Address heap_address_of(int rank) const {
+        check_rank("rank", rank);
+        return reinterpret_cast<Address>(memory_->heap(rank));
+    }
 
   private:
+    bool all_reduce(Address data, int64_t count, const Reduction& reduction) {
+        const int64_t offset = heap_offset(data);
+        if (offset >= 0) return collectives_.all_reduce_symmetric(offset, count, reduction);
+        if (hierarchy_ && hierarchy_->takes(count, reduction))
+            return hierarchy_->all_reduce(memory(data), count, reduction);
+        if (compressed_ && CompressedAllReduce::takes(count, reduction))
+            return compressed_->all_reduce(static_cast<float*>(memory(data)), count);
+        return collectives_.all_reduce(memory(data), count, reduction);
+    }
     // Of this rank's heap; -1 for memory that is somewhere else, or that vectors do not like.
     int64_t heap_offset(Address data) const {
         const Address heap = heap_address();
@@ -254,11 +270,15 @@ void bind_collectives(py::module_& m) {
              "those with this one's place on each host. whole: for such a level, the whole group's region.")
         .def_property_readonly("heap_bytes", &PeerGroup::heap_bytes, "Of each rank's symmetric buffers.")
         .def_property_readonly("heap_address", &PeerGroup::heap_address)
+        .def("heap_address_of", &PeerGroup::heap_address_of, py::arg("rank"),
+             "Where this process has another rank's heap.")
         .def("leave", &PeerGroup::leave, "Leaves the group in good order; nothing may follow.")
         .def_property_readonly("rank", &PeerGroup::rank)
         .def_property_readonly("size", &PeerGroup::size)
-        .def("all_reduce", &PeerGroup::all_reduce, py::arg("data"), py::arg("count"), py::arg("type"),
-             py::arg("op"), py::arg("average"))
+        .def("all_reduce", py::overload_cast<Address, int64_t, int, int, bool>(&PeerGroup::all_reduce),
+             py::arg("data"), py::arg("count"), py::arg("type"), py::arg("op"), py::arg("average"))
+        .def("fill_and_sum", &PeerGroup::fill_and_sum, py::arg("data"), py::arg("count"), py::arg("calls"),
+             "So many times: writes ones into fp32 memory and sums it. What a benchmark calls.")
         .def("reduce", &PeerGroup::reduce, py::arg("data"), py::arg("count"), py::arg("type"), py::arg("op"),
              py::arg("average"), py::arg("root"))
         .def("reduce_scatter", &PeerGroup::reduce_scatter, py::arg("parts"), py::arg("out"), py::arg("count"),

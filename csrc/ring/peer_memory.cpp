@@ -55,14 +55,7 @@ PeerMemory::PeerMemory(std::shared_ptr<SharedRegion> region)
                                     std::to_string(without_heap) + " bytes of peer memory, got " +
                                     std::to_string(region_->extra_bytes()));
     heap_bytes_ = (region_->extra_bytes() - without_heap) / static_cast<size_t>(size_) / kPage * kPage;
-}
-
-uint8_t* PeerMemory::heap(int rank) const {
-    return memory_ + num_bytes(size_) + static_cast<size_t>(rank) * heap_bytes_;
-}
-
-Flag* PeerMemory::flags(int owner) const {
-    return reinterpret_cast<Flag*>(memory_ + static_cast<size_t>(owner) * flags_bytes_);
+    heaps_ = memory_ + without_heap;
 }
 
 uint8_t* PeerMemory::inbox(int owner) const {
@@ -72,22 +65,6 @@ uint8_t* PeerMemory::inbox(int owner) const {
 uint8_t* PeerMemory::slot(int owner, Area area, int half, int sender) const {
     const int index = (static_cast<int>(area) * 2 + half) * size_ + sender;
     return inbox(owner) + static_cast<size_t>(index) * slot_bytes_;
-}
-
-Flag& PeerMemory::done(int rank) const {
-    return flags(rank)[0];
-}
-
-Flag& PeerMemory::flag(int owner, Area area, int sender) const {
-    return flags(owner)[1 + static_cast<int>(area) * size_ + sender];
-}
-
-Flag& PeerMemory::head(int owner, int sender) const {
-    return flags(owner)[1 + 2 * size_ + sender];
-}
-
-Flag& PeerMemory::tail(int owner, int sender) const {
-    return flags(owner)[1 + 3 * size_ + sender];
 }
 
 uint8_t* PeerMemory::mail(int owner, int sender) const {

@@ -36,23 +36,27 @@ class PeerMemory {
     int size() const { return size_; }
     size_t slot_bytes() const { return slot_bytes_; }
     uint8_t* slot(int owner, Area area, int half, int sender) const;
-    Flag& flag(int owner, Area area, int sender) const;
+    Flag& flag(int owner, Area area, int sender) const {
+        return flags(owner)[1 + static_cast<int>(area) * size_ + sender];
+    }
     size_t heap_bytes() const { return heap_bytes_; }
-    uint8_t* heap(int rank) const;
-    Flag& done(int rank) const;  // the last collective that the rank has finished
+    uint8_t* heap(int rank) const { return heaps_ + static_cast<size_t>(rank) * heap_bytes_; }
+    Flag& done(int rank) const { return flags(rank)[0]; }  // the last collective that the rank has finished
     // Mail from `sender` to `owner`: bytes written and bytes read, ever.
     uint8_t* mail(int owner, int sender) const;
-    Flag& head(int owner, int sender) const;
-    Flag& tail(int owner, int sender) const;
+    Flag& head(int owner, int sender) const { return flags(owner)[1 + 2 * size_ + sender]; }
+    Flag& tail(int owner, int sender) const { return flags(owner)[1 + 3 * size_ + sender]; }
 
   private:
-    Flag* flags(int owner) const;
+    Flag* flags(int owner) const {
+        return reinterpret_cast<Flag*>(memory_ + static_cast<size_t>(owner) * flags_bytes_);
+    }
     uint8_t* inbox(int owner) const;
 
     std::shared_ptr<SharedRegion> region_;
     int size_;
     size_t slot_bytes_, inbox_bytes_, flags_bytes_, heap_bytes_;
-    uint8_t* memory_;
+    uint8_t *memory_, *heaps_;
 };
 
 }  // namespace fastserve

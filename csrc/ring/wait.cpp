@@ -55,7 +55,11 @@ bool hopeless(const Waiting& waiting, RankSlot& slot, const Flag& flag, uint64_t
 }  // namespace
 
 bool wait_for_flag(const Waiting& waiting, RankSlot& publisher, Flag& flag, uint64_t value) {
-    if (reached(flag, value)) return true;
+    // A microsecond at most, in which reading the clock would be much.
+    for (int i = 0; i < kPollsPerClock; ++i) {
+        if (reached(flag, value)) return true;
+        if (!waiting.crowded) spin_pause();
+    }
     const auto start = Clock::now();
     const auto spin_end = waiting.crowded ? start : start + kSpin;
     long sleep_ns = kFirstSleepNs;

@@ -11,16 +11,16 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import distributed
 
-from fastserve import ops
+from fastserve import _C, ops
 from fastserve.benchmark.collective_lines import Described
-from fastserve.benchmark.contestants import OURS, Contestants
+from fastserve.benchmark.contestants import OURS, Contestants, Repeated
 from fastserve.benchmark.ddp_case import DdpStep
 from fastserve.distributed.group import Group
 from fastserve.ops.packed_weight import WeightType
 
 SIZES = tuple(1024 << 2 * step for step in range(9))  # 1 KB to 64 MB
 SYMMETRIC_BYTES = 32 << 20
-HEAP_BYTES = SIZES[-1]
+HEAP_BYTES = SIZES[-1] + 4096
 TORCH_DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
 MATMULS: tuple[tuple[str, int, int, WeightType], ...] = (  # model and layer, N, K of all ranks together
     ("SmolLM2 o", 576, 576, "q4m"),
@@ -67,7 +67,10 @@ class AllReduce:
 
 @dataclass(frozen=True, slots=True)
 class SymmetricAllReduce:
-    """A buffer that all ranks see, filled and summed; and one that is the caller's own."""
+    """A buffer that two ranks see, filled and summed: ours, the limit of any such sum, and one of the caller's own.
+
+    Written anew each time, as in use: else whoever wrote the sum finds it in his own cache.
+    """
 
     num_bytes: int
     dtype: str = "f32"
@@ -78,33 +81,50 @@ class SymmetricAllReduce:
         return f"{self.num_bytes >> 10} KB"
 
     def contestants(self, group: Group) -> Contestants:
-        count = self.num_bytes // 4
-        symmetric, private = _heap_of(group)[:count], torch.zeros(count)
+        count, peers = self.num_bytes // 4, group.peers
+        symmetric, private = _shared_of(group).buffer[:count], torch.zeros(count)
+        own, callers = symmetric.data_ptr(), private.data_ptr()
         symmetric.fill_(group.rank + 1.0)
         group.all_reduce(symmetric)
         assert torch.all(symmetric == group.size * (group.size + 1) / 2), "symmetric buffers did not sum"
         symmetric.zero_()
 
-        # Written anew each time, as in use: else whoever wrote the sum finds it in his own cache.
-        def fill_and_sum(tensor: torch.Tensor) -> None:
-            tensor.fill_(1.0)
-            group.all_reduce(tensor)
+        def fill_alone(calls: int, memory: torch.Tensor = private) -> None:  # which must outlive the call
+            _C.fill(callers, count, calls)
 
-        return {
-            OURS: partial(fill_and_sum, symmetric),
-            "filled alone": partial(private.fill_, 1.0),
-            "private": partial(fill_and_sum, private),
+        contestants = {
+            OURS: Repeated(lambda calls: peers.fill_and_sum(own, count, calls)),
+            "filled alone": Repeated(fill_alone),
+            "private": Repeated(lambda calls: peers.fill_and_sum(callers, count, calls)),
         }
+        if group.size == 2:
+            naked = _shared_of(group).naked
+            peer = own + peers.heap_address_of(1 - group.rank) - peers.heap_address
+            contestants["limit"] = Repeated(lambda calls: naked.fill_and_sum(own, peer, count, calls))
+        return contestants
 
 
-_heaps: WeakKeyDictionary[Group, torch.Tensor] = WeakKeyDictionary()
+class _Shared:
+    """A group's symmetric memory, for one case after the other."""
+
+    def __init__(self, group: Group) -> None:
+        peers = group.peers
+        self.buffer = group.empty(SIZES[-1] // 4, dtype=torch.float32)
+        flag = group.empty(_C.MEETING_FLAG_BYTES, dtype=torch.uint8)
+        flag.zero_()
+        group.barrier()
+        offset = flag.data_ptr() - peers.heap_address
+        peer = peers.heap_address_of((group.rank + 1) % group.size) + offset
+        self.naked = _C.NakedAllReduce(flag.data_ptr(), peer, group.rank)
 
 
-def _heap_of(group: Group) -> torch.Tensor:
-    """All of it, for one case after the other."""
-    if group not in _heaps:
-        _heaps[group] = group.empty(HEAP_BYTES // 4, dtype=torch.float32)
-    return _heaps[group]
+_shared: WeakKeyDictionary[Group, _Shared] = WeakKeyDictionary()
+
+
+def _shared_of(group: Group) -> _Shared:
+    if group not in _shared:
+        _shared[group] = _Shared(group)
+    return _shared[group]
 
 
 @dataclass(frozen=True, slots=True)

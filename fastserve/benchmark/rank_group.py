@@ -26,7 +26,7 @@ from torch import distributed
 
 from fastserve import _C
 from fastserve.benchmark.collective_cases import CASES, HEAP_BYTES, SYMMETRIC_BYTES
-from fastserve.benchmark.contestants import OURS
+from fastserve.benchmark.contestants import OURS, repeat
 from fastserve.benchmark.placement import Placement, classify, probe
 from fastserve.benchmark.turns import Buckets, take_timed_turns
 from fastserve.distributed.cores import usable_cores
@@ -75,8 +75,7 @@ class Rank:
         call()
         self.group.barrier()
         start = perf_counter()
-        for _ in range(calls):
-            call()
+        repeat(call, calls)
         return (perf_counter() - start) / calls
 
     def _calls_for(self, call: Callable[[], object], batch_s: float) -> int:
