@@ -1,6 +1,7 @@
 """Collectives of two ranks: all_reduce and a DDP step against gloo, matmul_all_reduce against its two halves.
 
-And all_reduce of four and eight ranks, which are more than the cores of a small machine.
+And all_reduce of four and eight ranks, which are more than the cores of a small machine. An MPI takes part where this
+interpreter has mpi4py (the test extra brings it with Open MPI), and each interpreter that is named by `--mpi`.
 
 `pytest bench/collectives.py -k all_reduce-f32-64_KB`, `--benchmark-json FILE` for all numbers. Every rank is a process
 whose main thread is pinned to one core. Lines at the end compare in turns and per placement state; pytest-benchmark's
@@ -19,6 +20,7 @@ import pytest
 from fastserve.benchmark.collective_cases import CASES
 from fastserve.benchmark.collective_lines import lines as lines_of
 from fastserve.benchmark.machine import Machine
+from fastserve.benchmark.mpi import Mpi, MpiError, own_mpi
 from fastserve.benchmark.rank_group import RankGroup, start_ranks
 from fastserve.benchmark.report import Line
 
@@ -28,7 +30,17 @@ MAX_TABLE_CALLS = 100  # of a round of pytest-benchmark's table
 
 
 @pytest.fixture(scope="module")
-def groups() -> Iterator[Callable[[int], RankGroup]]:
+def mpis(pytestconfig: pytest.Config) -> list[Mpi]:
+    try:
+        named = [Mpi.of(python) for python in pytestconfig.getoption("--mpi")]
+    except MpiError as error:
+        raise pytest.UsageError(f"--mpi: {error}") from error
+    own = own_mpi()
+    return [own, *named] if own else named
+
+
+@pytest.fixture(scope="module")
+def groups(mpis: list[Mpi]) -> Iterator[Callable[[int], RankGroup]]:
     """A group of so many ranks; one at a time, the last one lives on."""
     with ExitStack() as stack:
         started: dict[int, RankGroup] = {}
@@ -37,7 +49,7 @@ def groups() -> Iterator[Callable[[int], RankGroup]]:
             if num_ranks not in started:
                 stack.close()
                 started.clear()
-                started[num_ranks] = stack.enter_context(start_ranks(num_ranks))
+                started[num_ranks] = stack.enter_context(start_ranks(num_ranks, mpis))
             return started[num_ranks]
 
         yield group_of

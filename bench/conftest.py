@@ -22,6 +22,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--turns", type=int, default=15, help="batches of every contestant")
     group.addoption("--batch-ms", type=float, default=10.0, help="length of a batch")
     group.addoption("--op-threads", type=int, default=None, help="threads of ours and torch's")
+    group.addoption(
+        "--mpi", type=Path, action="append", default=[], help="a Python that has mpi4py; may be repeated"
+    )
     group.addoption("--lines-json", type=Path, default=None, help="file for the lines, as JSON")
 
 

@@ -14,9 +14,9 @@ import subprocess
 import sys
 import tempfile
 import uuid
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import partial
 from time import perf_counter
@@ -27,6 +27,7 @@ from torch import distributed
 from fastserve import _C
 from fastserve.benchmark.collective_cases import CASES, HEAP_BYTES, SYMMETRIC_BYTES
 from fastserve.benchmark.contestants import OURS, repeat
+from fastserve.benchmark.mpi import Mpi, MpiRanks, start_mpi
 from fastserve.benchmark.placement import Placement, classify, probe
 from fastserve.benchmark.turns import Buckets, take_timed_turns
 from fastserve.distributed.cores import usable_cores
@@ -37,6 +38,7 @@ TRIAL_CALLS = 3
 GLOO_TIMEOUT = timedelta(seconds=60)
 END_TIMEOUT_S = 10.0  # for a rank to leave when it is told to
 STORE = "FASTSERVE_BENCH_STORE"  # the file where gloo's ranks meet
+MPIS = "FASTSERVE_BENCH_MPIS"  # names, as JSON
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,14 +47,22 @@ class Rank:
 
     group: Group
     cores: list[int]
+    mpis: Mapping[str, MpiRanks | None] = field(default_factory=dict)  # by name; rank 0 holds them
 
     def measure(self, case: str, *, rounds: int, batch_s: float) -> Buckets:
         """Seconds per call of every contestant, on this rank."""
         contestants = CASES[case].contestants(self.group)
-        batches = {
+        batches: dict[str, Callable[[], float]] = {
             name: partial(self._batch, call, self._calls_for(call, batch_s))
             for name, call in contestants.items()
         }
+        num_bytes = CASES[case].num_bytes
+        if case.startswith("all_reduce-f32") and num_bytes is not None:
+            baseline = batches.popitem()
+            batches |= {
+                name: self._mpi_batches(ranks, num_bytes, batch_s) for name, ranks in self.mpis.items()
+            }
+            batches |= [baseline]
         return take_timed_turns(batches, rounds=rounds, probe=self._probe)
 
     def ours(self, case: str) -> Callable[[], object]:
@@ -77,6 +87,14 @@ class Rank:
         start = perf_counter()
         repeat(call, calls)
         return (perf_counter() - start) / calls
+
+    def _mpi_batches(self, ranks: MpiRanks | None, num_bytes: int, batch_s: float) -> Callable[[], float]:
+        """Rank 0 tells the MPI's ranks and waits for them, as the others wait for its next probe."""
+        if ranks is None:
+            return lambda: 0.0
+        trial_s = ranks.all_reduce_s(num_bytes, TRIAL_CALLS)
+        calls = max(1, min(MAX_CALLS, round(batch_s / trial_s)))
+        return partial(ranks.all_reduce_s, num_bytes, calls)
 
     def _calls_for(self, call: Callable[[], object], batch_s: float) -> int:
         """The slowest rank's view decides for all: they must make the same number of calls."""
@@ -121,11 +139,16 @@ class RankGroup:
 
 
 @contextmanager
-def start_ranks(num_ranks: int) -> Iterator[RankGroup]:
-    """All ranks, ready; afterwards this thread's core, its threads and the environment are as before."""
+def start_ranks(num_ranks: int, mpis: Sequence[Mpi] = ()) -> Iterator[RankGroup]:
+    """All ranks, ready, and as many of each MPI to compare with. Raises MpiError.
+
+    Afterwards this thread's core, its threads and the environment are as before.
+    """
     affinity, threads = os.sched_getaffinity(0), (torch.get_num_threads(), _C.ops.num_threads())
     processes: list[subprocess.Popen[str]] = []
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        cores = usable_cores()[:num_ranks] if len(usable_cores()) >= num_ranks else []
+        compared = {mpi.name: stack.enter_context(start_mpi(mpi, num_ranks, cores)) for mpi in mpis}
         run = {
             "WORLD_SIZE": str(num_ranks),
             "LOCAL_WORLD_SIZE": str(num_ranks),
@@ -134,6 +157,7 @@ def start_ranks(num_ranks: int) -> Iterator[RankGroup]:
             "TORCHELASTIC_RUN_ID": uuid.uuid4().hex,
             "GLOO_SOCKET_IFNAME": "lo",
             STORE: f"{folder}/store",
+            MPIS: json.dumps([mpi.name for mpi in mpis]),
         }
         try:
             for rank in range(1, num_ranks):
@@ -147,7 +171,7 @@ def start_ranks(num_ranks: int) -> Iterator[RankGroup]:
                     )
                 )
             with _environment({**run, "RANK": "0", "LOCAL_RANK": "0"}), _joined() as joined:
-                yield RankGroup(joined, processes)
+                yield RankGroup(replace(joined, mpis=compared), processes)
             for process in processes:  # after this rank has left, so that no other is kept in a call
                 _end(process)
         finally:
@@ -195,7 +219,7 @@ def _joined() -> Iterator[Rank]:
             os.sched_setaffinity(0, {cores[index]})  # this thread alone: gloo's own threads stay free
         _C.ops.set_num_threads(1)
         with init_group(symmetric_bytes=SYMMETRIC_BYTES, heap_bytes=HEAP_BYTES) as group:
-            yield Rank(group, cores[:2])
+            yield Rank(group, cores[:2], dict.fromkeys(json.loads(os.environ[MPIS])))
     finally:
         distributed.destroy_process_group()
 

@@ -18,6 +18,8 @@ class TorchTensor(Protocol):
     def dtype(self) -> Any: ...
     @property
     def device(self) -> Any: ...
+    @property
+    def is_cpu(self) -> bool: ...
     def numel(self) -> int: ...
     def data_ptr(self) -> int: ...
     def is_contiguous(self) -> bool: ...
@@ -39,6 +41,7 @@ class Group:
         self._exchange = exchange
         self._heap = SymmetricHeap(peers)
         # Also at exit: a process that ends in good order is no loss to the others.
+        self._closed = False
         self._leave = weakref.finalize(self, _leave, peers, watchers)
 
     @property
@@ -66,18 +69,19 @@ class Group:
         fp32, fp64, fp16, bf16 (both summed in fp32 and rounded once, across hosts once on each level) or integers.
         Raises ValueError for another kind of tensor, RankLostError when a rank is gone.
         """
-        if not self._leave.alive:
+        if self._closed:
             raise GroupError("the group is closed")
         self.peers.all_reduce(*_buffer(tensor), _SUM, False)
 
     def barrier(self) -> None:
         """Returns when every rank has come here. Raises RankLostError when one is gone."""
-        if not self._leave.alive:
+        if self._closed:
             raise GroupError("the group is closed")
         self.peers.barrier()
 
     def close(self) -> None:
         """Leaves the group; a rank that still waits for this one gets a RankLostError. Idempotent."""
+        self._closed = True
         self._leave()
 
     def __enter__(self) -> Self:
@@ -120,7 +124,7 @@ def _buffer(tensor: TorchTensor) -> tuple[int, int, int]:
     code = _codes.get(getattr(tensor, "dtype", None))
     if code is None:
         code = _code_of(tensor)
-    if tensor.device.type != "cpu" or not tensor.is_contiguous():
+    if not (tensor.is_cpu and tensor.is_contiguous()):  # device.type takes 0.9 us
         raise _wrong(tensor)
     return tensor.data_ptr(), tensor.numel(), code
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from fastserve import _C
 from fastserve.benchmark.collective_cases import CASES
 from fastserve.benchmark.collective_lines import lines as lines_of
 from fastserve.benchmark.machine import describe_machine
+from fastserve.benchmark.mpi import Mpi, MpiError, own_mpi, start_mpi
 from fastserve.benchmark.rank_group import RankGroup, start_ranks
 from fastserve.errors import RankLostError
 
@@ -70,4 +73,49 @@ def test_a_lost_rank_ends_the_measurement() -> None:
 def test_more_ranks_than_cores_measure_too() -> None:
     with start_ranks(3) as group:
         buckets = group.measure(CASE, rounds=1, batch_s=1e-4)
-    assert set(buckets.contestants) == {"fastserve", "gloo"}
+    assert set(buckets.contestants) == {"fastserve", "fastserve by address", "gloo"}
+
+
+def test_an_mpi_takes_part_before_the_baseline() -> None:
+    mpi = own_mpi()
+    assert mpi is not None, "the test extra brings mpi4py and Open MPI"
+    assert mpi.name.startswith("Open MPI 5")
+    with start_ranks(2, [mpi]) as pair:
+        buckets = pair.measure(CASE, rounds=2, batch_s=1e-4)
+        others = pair.measure("all_reduce-bf16-4_KB", rounds=1, batch_s=1e-4)  # a type that MPI lacks
+    *names, baseline = buckets.contestants
+    assert names[-1] == mpi.name
+    assert baseline == "gloo"
+    measured = [seconds for found in buckets.seconds.values() for seconds in found.get(mpi.name, [])]
+    assert len(measured) == 2
+    assert min(measured) > 0
+    assert mpi.name not in others.contestants
+
+
+def test_an_interpreter_without_mpi_is_refused(tmp_path: Path) -> None:
+    python = tmp_path / "python"
+    with pytest.raises(MpiError, match="No such file"):
+        Mpi.of(python)
+    python.write_text("#!/bin/sh\necho 'no module named mpi4py' >&2; exit 1\n")
+    python.chmod(0o755)
+    with pytest.raises(MpiError, match="has no MPI: no module named mpi4py"):
+        Mpi.of(python)
+    python.write_text("#!/bin/sh\necho 'Open MPI v5.0.1, package'\n")
+    with pytest.raises(MpiError, match="no mpirun beside it"):
+        Mpi.of(python)
+
+
+def test_an_mpi_that_ends_early_is_an_error(tmp_path: Path) -> None:
+    python, mpirun = tmp_path / "python", tmp_path / "mpirun"
+    python.write_text("#!/bin/sh\necho 'MPICH Version: 5.0.2'\n")
+    mpirun.write_text(
+        f"#!{sys.executable}\nimport json, socket, sys\nchannel = socket.socket(socket.AF_UNIX)\n"
+        "channel.connect(sys.argv[5])\nchannel.sendall(b'{\"rank\": 0}\\n')\n"
+    )
+    for file in (python, mpirun):
+        file.chmod(0o755)
+    with (
+        start_mpi(Mpi.of(python), 1, []) as ranks,
+        pytest.raises(MpiError, match="a rank of the measured MPI has ended"),
+    ):
+        ranks.all_reduce_s(1024, 1)

@@ -19,6 +19,7 @@ class Tensor:
 
     dtype = "torch.float32"
     device = types.SimpleNamespace(type="cpu")
+    is_cpu = True
 
     def __init__(self, values: list[float], shape: tuple[int, ...]) -> None:
         self.values = array.array("f", values)
