@@ -170,10 +170,11 @@ struct AllReduceArgs {
 };
 
 // y[M, N] = sum over ranks of x[M, K_rank] w_rank^T; finished tiles enter the exchange while the next are
-// computed.
+// computed. With a norm, the sum goes straight into its residual, and y gets the normalised rows.
 struct MatmulAllReduceArgs {
     MatmulArgs matmul;
     Exchange* exchange;
+    RmsNormArgs norm = {};  // without weight: none. x, rows, d and out are not used
 };
 
 // An element of a collective's buffer, and what is done with those of all ranks.
@@ -198,7 +199,8 @@ constexpr size_t size_of(DataType type) {
 }
 
 // out[i] = parts[0][i] op parts[1][i] op ..., in that order; 16-bit floats are summed in fp32 and rounded
-// once. Every one of `outs` gets all of it, and may be one of the parts. Integers wrap; bit_* are for integers.
+// once. Every one of `outs` gets all of it, and may be one of the parts. Integers wrap; bit_* are for
+// integers.
 struct ReduceArgs {
     const void* const* parts;  // [num_parts], each [count] of `type`
     int32_t num_parts;

@@ -143,7 +143,16 @@ class Program:
         self, rows: str, x: Address | None, residual: Address, weight: list[float], eps: float, out: Address
     ) -> None: ...
     def add_matmul(self, rows: str, x: Address, w: PackedWeight, y: Address, scratch: int) -> None: ...
-    def add_matmul_all_reduce(self, x: Address, w: PackedWeight, y: Address, scratch: int) -> None: ...
+    def add_matmul_all_reduce(
+        self,
+        x: Address,
+        w: PackedWeight,
+        y: Address,
+        scratch: int,
+        residual: Address | None = ...,
+        norm: list[float] = ...,
+        eps: float = ...,
+    ) -> None: ...
     def add_rotary(
         self, q: Address, k: Address, inv_freq: list[float], num_heads: int, num_kv_heads: int, head_dim: int
     ) -> None: ...

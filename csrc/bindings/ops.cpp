@@ -200,11 +200,17 @@ void all_reduce(Address x, int64_t ldx, int32_t rows, int32_t d, Exchange* excha
 }
 
 void matmul_all_reduce(Address x, int64_t ldx, int32_t rows, Address w, const std::string& type, int32_t n,
-                       int32_t k, Address y, int64_t ldy, Exchange* exchange) {
+                       int32_t k, Address y, int64_t ldy, Exchange* exchange, Address residual, int64_t ldr,
+                       Address norm_weight, float eps) {
     const MatmulArgs args = matmul_args(x, ldx, rows, w, type, n, k, y, ldy);
     check_row_fits(exchange, n);
     runner().run_with_scratch(&OpTable::matmul_all_reduce, [&](OpRunner& runner) {
-        return MatmulAllReduceArgs{.matmul = with_scratch(args, runner), .exchange = exchange};
+        MatmulAllReduceArgs fused{.matmul = with_scratch(args, runner), .exchange = exchange};
+        fused.norm.residual = at<float>(residual);
+        fused.norm.ldr = ldr;
+        fused.norm.weight = at<float>(norm_weight);
+        fused.norm.eps = eps;
+        return fused;
     });
 }
 
@@ -281,6 +287,9 @@ void bind_ops(pybind11::module_& m) {
     ops.def("silu_mul", &silu_mul);
     ops.def("select_rows", &select_rows);
     ops.def("all_reduce", &all_reduce);
-    ops.def("matmul_all_reduce", &matmul_all_reduce);
+    ops.def("matmul_all_reduce", &matmul_all_reduce, py::arg("x"), py::arg("ldx"), py::arg("rows"),
+            py::arg("w"), py::arg("type"), py::arg("n"), py::arg("k"), py::arg("y"), py::arg("ldy"),
+            py::arg("exchange"), py::arg("residual") = 0, py::arg("ldr") = 0, py::arg("norm_weight") = 0,
+            py::arg("eps") = 0.0f, "With a residual and a norm's weight: y is the norm of residual + sum.");
     ops.def("sample", &sample);
 }

@@ -81,8 +81,17 @@ void add_matmul(Program& p, const std::string& rows, const py::tuple& x, const P
 }
 
 void add_matmul_all_reduce(Program& p, const py::tuple& x, const PackedBuffer& w, const py::tuple& y,
-                           size_t scratch) {
-    p.append({Rows::tokens, MatmulAllReduceArgs{matmul_args(p, x, w, y, scratch), p.exchange()}});
+                           size_t scratch, const std::optional<py::tuple>& residual, std::vector<float> norm,
+                           float eps) {
+    MatmulAllReduceArgs args{matmul_args(p, x, w, y, scratch), p.exchange()};
+    if (residual) {
+        const Buffer r = buffer_of(*residual);
+        args.norm.residual = p.buffer(r.offset);
+        args.norm.ldr = r.ld;
+        args.norm.weight = p.keep(std::move(norm));
+        args.norm.eps = eps;
+    }
+    p.append({Rows::tokens, args});
 }
 
 void add_rotary(Program& p, const py::tuple& q, const py::tuple& k, std::vector<float> inv_freq,
@@ -242,7 +251,9 @@ void bind_program(py::module_& m) {
         .def("add_matmul", &add_matmul, py::keep_alive<1, 4>(), py::arg("rows"), py::arg("x"), py::arg("w"),
              py::arg("y"), py::arg("scratch"))
         .def("add_matmul_all_reduce", &add_matmul_all_reduce, py::keep_alive<1, 3>(), py::arg("x"),
-             py::arg("w"), py::arg("y"), py::arg("scratch"))
+             py::arg("w"), py::arg("y"), py::arg("scratch"), py::arg("residual") = py::none(),
+             py::arg("norm") = std::vector<float>(), py::arg("eps") = 0.0f,
+             "With a residual and a norm's weight: y is the norm of residual + sum.")
         .def("add_rotary", &add_rotary, py::arg("q"), py::arg("k"), py::arg("inv_freq"), py::arg("num_heads"),
              py::arg("num_kv_heads"), py::arg("head_dim"))
         .def("add_store_kv", &add_store_kv, py::arg("k"), py::arg("v"), py::arg("cache"), py::arg("group"))

@@ -18,7 +18,8 @@ void all_reduce(const AllReduceArgs& args, const Worker& worker) {
             if (column < columns) store(to + column, load_n(from + column, columns - column));
         }
     };
-    reduce_in_slices(*args.exchange, args.rows, args.d, args.x, args.ldx, kSlice, worker, copy);
+    reduce_in_slices(*args.exchange, args.rows, args.d, {args.x, args.ldx}, kSlice, worker, copy,
+                     [](RowSlice) {});
 }
 
 }  // namespace fastserve::FASTSERVE_ISA_NAMESPACE

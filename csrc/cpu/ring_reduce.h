@@ -19,19 +19,25 @@ struct RowSlice {
     int32_t rows() const { return row_end - row_begin; }
 };
 
+// Where sums go.
+struct Sums {
+    float* to;
+    int64_t ld;
+    bool added = false;  // to what is there
+};
+
 class RingReduce {
     static constexpr int64_t kMinStreamBytes = 4096;
 
   public:
-    FASTSERVE_INLINE RingReduce(Exchange& exchange, int32_t d, RowSlice slice, float* out, int64_t ldo,
+    FASTSERVE_INLINE RingReduce(Exchange& exchange, int32_t d, RowSlice slice, const Sums& sums,
                                 const Worker& worker)
         : exchange_(exchange),
           collective_(exchange.begin(worker)),
           algorithm_(exchange.algorithm(slice.rows(), d)),
           segments_(d, exchange.size(), slice.rows(), exchange.team_threads()),
           slice_(slice),
-          out_(out),
-          ldo_(ldo),
+          sums_(sums),
           thread_idx_(worker.thread_idx),
           num_threads_(worker.num_threads),
           num_segments_(segments_.count()),
@@ -154,7 +160,8 @@ class RingReduce {
         return true;
     }
 
-    // total(at) is the finished sum: into `out`, and for everybody if this rank is the only one to add it.
+    // total(at) is the finished sum: into its place, and for everybody if this rank is the only one to add
+    // it.
     template <class Total>
     FASTSERVE_INLINE void finish(const Segment& segment, bool for_all, Total total) {
         if (!for_all) return add_up<Pushed::no>(segment, total);
@@ -178,7 +185,7 @@ class RingReduce {
         here,
         plainly,
         past_caches
-    };  // where to, besides `out`; here: over the own partial
+    };  // where to, besides its place; here: over the own partial
 
     template <Pushed kPushed, class Total>
     FASTSERVE_INLINE void add_up(const Segment& segment, Total total) {
@@ -202,7 +209,7 @@ class RingReduce {
             }
     }
 
-    // A finished segment that its owner has written here, into `out`.
+    // A finished segment that its owner has written here, into its place.
     template <bool kWait>
     bool try_take(const Segment& segment) {
         if (algorithm_ == AllReduceAlgorithm::one_shot || ends_here(segment)) return true;
@@ -215,12 +222,12 @@ class RingReduce {
     }
 
     void put(const Segment& segment, int32_t row, int32_t column, Vec values) {
-        float* to = out_ + (slice_.row_begin + row) * ldo_ + segment.column_begin + column;
+        float* to = sums_.to + (slice_.row_begin + row) * sums_.ld + segment.column_begin + column;
         const int32_t left = segment.column_end - segment.column_begin - column;
         if (left >= kLanes)
-            store(to, values);
+            store(to, sums_.added ? add(load(to), values) : values);
         else
-            store_n(to, values, left);
+            store_n(to, sums_.added ? add(load_n(to, left), values) : values, left);
     }
 
     Exchange& exchange_;
@@ -228,8 +235,7 @@ class RingReduce {
     const AllReduceAlgorithm algorithm_;
     const Segments segments_;
     const RowSlice slice_;
-    float* const out_;
-    const int64_t ldo_;
+    const Sums sums_;
     const int32_t thread_idx_, num_threads_, num_segments_, num_own_;
     int32_t summed_ = 0, taken_ = 0;  // of the own segments
 };
@@ -242,10 +248,10 @@ struct SliceSize {
 };
 
 // Cuts the rows into slices of that size, or of what fits the symmetric buffers, and runs a collective for
-// each. make(segment, slice, to) as in RingReduce::run.
-template <class Make>
-FASTSERVE_INLINE void reduce_in_slices(Exchange& exchange, int32_t rows, int32_t d, float* out, int64_t ldo,
-                                       SliceSize size, const Worker& worker, Make make) {
+// each. make(segment, slice, to) as in RingReduce::run. finish(slice): once the whole team has its sums.
+template <class Make, class Finish>
+FASTSERVE_INLINE void reduce_in_slices(Exchange& exchange, int32_t rows, int32_t d, const Sums& sums,
+                                       SliceSize size, const Worker& worker, Make make, Finish finish) {
     int32_t per_slice = exchange.rows_per_slice(d);
     if (per_slice == 0) return exchange.refuse_too_large();
     const int64_t fitting = size.max_bytes / (static_cast<int64_t>(d) * static_cast<int64_t>(sizeof(float)));
@@ -254,8 +260,9 @@ FASTSERVE_INLINE void reduce_in_slices(Exchange& exchange, int32_t rows, int32_t
     for (int32_t row = 0; row < rows; row += per_slice) {
         if (row > 0) team_barrier(worker);
         const RowSlice slice{row, row + per_slice < rows ? row + per_slice : rows};
-        RingReduce reduce(exchange, d, slice, out, ldo, worker);
+        RingReduce reduce(exchange, d, slice, sums, worker);
         reduce.run(worker, [&](const Segment& segment, float* to) { make(segment, slice, to); });
+        finish(slice);
     }
 }
 

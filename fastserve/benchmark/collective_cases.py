@@ -195,6 +195,39 @@ class MatmulAllReduce:
         }
 
 
+@dataclass(frozen=True, slots=True)
+class MatmulAllReduceNorm:
+    """The same with a residual addition and a norm behind it: fused, and two ops in turn."""
+
+    layer: str
+    n: int
+    k: int  # of all ranks together
+    dtype: WeightType
+    rows: int
+    op: str = "matmul_all_reduce_add_rms_norm"
+    num_bytes: int | None = None
+
+    @property
+    def shape(self) -> str:
+        return f"{self.layer} M={self.rows} N={self.n} K={self.k}"
+
+    def contestants(self, group: Group) -> Contestants:
+        k = self.k // group.size
+        packed = ops.pack(torch.randn(self.n, k), self.dtype)
+        x, residual, weight = torch.randn(self.rows, k), torch.zeros(self.rows, self.n), torch.ones(self.n)
+
+        def in_turn() -> torch.Tensor:
+            return ops.add_rms_norm(ops.matmul_all_reduce(x, packed, group), residual, weight, 1e-5)
+
+        def fused() -> torch.Tensor:
+            return ops.matmul_all_reduce_add_rms_norm(x, packed, group, residual, weight, 1e-5)
+
+        first = fused().clone()
+        residual.zero_()
+        assert torch.equal(first, in_turn()), "fused and in turn differ"
+        return {OURS: fused, "matmul_all_reduce, then add_rms_norm": in_turn}
+
+
 def _name(case: CollectiveCase) -> str:
     shape = re.sub(r"[^\w.]+", "_", case.shape.replace("=", ""))
     return f"{case.op}-{case.dtype}-{shape}"
@@ -206,5 +239,6 @@ _ALL: tuple[CollectiveCase, ...] = (
     *(Exchange(rows, columns) for columns in (576, 4096) for rows in MATMUL_ROWS),
     DdpStep(),
     *(MatmulAllReduce(*matmul, rows) for matmul in MATMULS for rows in MATMUL_ROWS),
+    *(MatmulAllReduceNorm(*matmul, rows) for matmul in MATMULS[:2] for rows in MATMUL_ROWS),
 )
 CASES = {_name(case): case for case in _ALL}

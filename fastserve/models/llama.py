@@ -80,10 +80,11 @@ def forward(
         ops.rotary(q, k, inputs.positions, weights.inv_freq, head_dim=head_dim)
         ops.store_kv(k, v, cache, inputs.index)
         attention = ops.paged_attention(q, cache, inputs.index, inputs.kv_of_head, scale=head_dim**-0.5)
-        attended = ops.matmul_all_reduce(attention, layer.attention_out, inputs.group)
-        hidden = ops.add_rms_norm(attended, residual, layer.mlp_norm, eps)
+        hidden = ops.matmul_all_reduce_add_rms_norm(
+            attention, layer.attention_out, inputs.group, residual, layer.mlp_norm, eps
+        )
         activated = ops.silu_mul(ops.matmul(hidden, layer.gate_up))
-        hidden = ops.add_rms_norm(
-            ops.matmul_all_reduce(activated, layer.down, inputs.group), residual, next_norm, eps
+        hidden = ops.matmul_all_reduce_add_rms_norm(
+            activated, layer.down, inputs.group, residual, next_norm, eps
         )
     return ops.matmul(ops.select_rows(hidden, inputs.sample_rows), weights.logits)

@@ -16,6 +16,7 @@ from fastserve.ops.file_rows import FileRows
 from fastserve.ops.kv_cache import KvCache, KvIndex
 from fastserve.ops.matmul import matmul
 from fastserve.ops.matmul_all_reduce import matmul_all_reduce
+from fastserve.ops.matmul_all_reduce_add_rms_norm import matmul_all_reduce_add_rms_norm
 from fastserve.ops.packed_weight import PackedWeight, pack, unpack
 from fastserve.ops.paged_attention import paged_attention
 from fastserve.ops.rms_norm import rms_norm
@@ -37,6 +38,7 @@ __all__ = [
     "embed",
     "matmul",
     "matmul_all_reduce",
+    "matmul_all_reduce_add_rms_norm",
     "pack",
     "paged_attention",
     "reference",

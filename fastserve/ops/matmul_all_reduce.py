@@ -25,10 +25,16 @@ def matmul_all_reduce(x: Tensor, w: PackedWeight | Tensor, group: Group | None) 
     out   [M, N] fp32
     Raises ValueError naming the argument whose shape or dtype is wrong, RankLostError if a rank died.
     """
-    if isinstance(w, Tensor):
-        arguments.require("w", w.dtype in _TYPE_OF, "be fp32, bf16, fp16 or packed", arguments.describe(w))
-        w = pack(w, _TYPE_OF[w.dtype])
+    w = packed(w)
     return _op(x, w.data, w.type, w.n, w.k, handle_of(group))
+
+
+def packed(w: PackedWeight | Tensor) -> PackedWeight:
+    """A plain tensor as its own type. Raises ValueError for one of another type."""
+    if not isinstance(w, Tensor):
+        return w
+    arguments.require("w", w.dtype in _TYPE_OF, "be fp32, bf16, fp16 or packed", arguments.describe(w))
+    return pack(w, _TYPE_OF[w.dtype])
 
 
 def reference(x: Tensor, w: Tensor | PackedWeight, group: Group | None) -> Tensor:

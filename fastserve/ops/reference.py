@@ -8,6 +8,7 @@ from fastserve.ops.all_reduce import reference as all_reduce
 from fastserve.ops.embed import reference as embed
 from fastserve.ops.matmul import reference as matmul
 from fastserve.ops.matmul_all_reduce import reference as matmul_all_reduce
+from fastserve.ops.matmul_all_reduce_add_rms_norm import reference as matmul_all_reduce_add_rms_norm
 from fastserve.ops.paged_attention import reference as paged_attention
 from fastserve.ops.rms_norm import reference as rms_norm
 from fastserve.ops.rotary import reference as rotary
@@ -23,6 +24,7 @@ __all__ = [
     "embed",
     "matmul",
     "matmul_all_reduce",
+    "matmul_all_reduce_add_rms_norm",
     "paged_attention",
     "rms_norm",
     "rotary",

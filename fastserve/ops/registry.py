@@ -30,6 +30,7 @@ NAMES = (
     "select_rows",
     "all_reduce",
     "matmul_all_reduce",
+    "matmul_all_reduce_add_rms_norm",
     "sample",
 )
 

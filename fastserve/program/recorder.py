@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from fastserve import _C
 from fastserve.program.arena import BufferLife, plan_offsets
@@ -114,14 +114,32 @@ class Recorder:
         self._record(emit, [x], [out, scratch])
 
     def matmul_all_reduce(self, x: Value, w: FusedWeight, group: None) -> Value:
+        return self._matmul_all_reduce(x, w, [], list)
+
+    def matmul_all_reduce_add_rms_norm(  # noqa: PLR0917 (as the op)
+        self,
+        x: Value,
+        w: FusedWeight,
+        group: None,
+        residual: Value,
+        norm_weight: Sequence[float],
+        eps: float,
+    ) -> Value:
+        return self._matmul_all_reduce(x, w, [residual], lambda: [self._at(residual), list(norm_weight), eps])
+
+    def _matmul_all_reduce(
+        self, x: Value, w: FusedWeight, updated: list[Value], norm: Callable[[], list[Any]]
+    ) -> Value:
+        """norm: the arguments that follow the product's, once values have their places."""
         (part,) = w.parts
         out = self._value(part.n, x.rows)
         scratch = self._scratch(_C.matmul_scratch_bytes(part, self._max_rows[x.rows]))
 
         def emit() -> None:
-            self._program.add_matmul_all_reduce(self._at(x), part, self._at(out), self._at(scratch)[0])
+            product = self._at(x), part, self._at(out), self._at(scratch)[0]
+            self._program.add_matmul_all_reduce(*product, *norm())
 
-        self._record(emit, [x], [out, scratch])
+        self._record(emit, [x, *updated], [out, scratch])
         return out
 
     def split(self, x: Value, sizes: Sequence[int]) -> tuple[Value, ...]:

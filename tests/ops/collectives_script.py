@@ -48,6 +48,26 @@ def check_matmul_all_reduce(group: Group, generator: torch.Generator) -> None:
             assert torch.equal(fastserve.ops.matmul_all_reduce(x[:num_rows], w, group), fast[:num_rows])
 
 
+def check_norm_behind_it(group: Group, generator: torch.Generator) -> None:
+    """Rows in one slice and in several, columns that fill no vector: the bits of the two ops in turn."""
+    shared = torch.Generator().manual_seed(7)
+    for num_rows, n in ((1, 576), (5, 100), (300, 576)):
+        w = pack(torch.randn(n, 64, generator=generator), "q8")
+        x = torch.randn(num_rows, 64, generator=generator)
+        wide = torch.randn(num_rows, n + 3, generator=shared)
+        fused, halves = wide.clone()[:, :n], wide.clone()[:, :n]
+        norm_weight = torch.randn(n, generator=shared)
+        out = fastserve.ops.matmul_all_reduce_add_rms_norm(x, w, group, fused, norm_weight, 1e-5)
+        expected = fastserve.ops.add_rms_norm(
+            fastserve.ops.matmul_all_reduce(x, w, group), halves, norm_weight, 1e-5
+        )
+        assert torch.equal(out, expected)
+        assert torch.equal(fused, halves)
+        slow = reference.matmul_all_reduce_add_rms_norm(x, w, group, wide[:, :n].clone(), norm_weight, 1e-5)
+        assert (out - slow).norm() <= 1e-3 * slow.norm()
+        assert_same_bits_on_all_ranks(out, group)
+
+
 def check_symmetric(group: Group) -> None:
     """Sums of tensors that all ranks see: the bits of private ones, for all of them, one after the other."""
     tensors = [group.empty(count, dtype=torch.float32) for count in (1, 100, 70_000)]
@@ -82,6 +102,7 @@ def main() -> None:
         _C.ops.use_isa(isa)
         check_all_reduce(group, generator)
         check_matmul_all_reduce(group, generator)
+        check_norm_behind_it(group, generator)
     check_symmetric(group)
     check_refusals(group)
     dist.destroy_process_group()

@@ -16,6 +16,7 @@ MUTATES = {
     "rotary": ("q", "k"),
     "store_kv": ("k_cache", "v_cache"),
     "all_reduce": ("x",),
+    "matmul_all_reduce_add_rms_norm": ("residual",),
 }
 
 

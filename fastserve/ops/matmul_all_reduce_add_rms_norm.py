@@ -1,0 +1,109 @@
+"""matmul_all_reduce whose sum goes straight into the residual stream, and the normalisation behind it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fastserve import _C
+from fastserve.ops import arguments, registry
+from fastserve.ops.add_rms_norm import reference as reference_norm
+from fastserve.ops.group import Group, handle_of, reducer_of, sum_rows
+from fastserve.ops.matmul import allocate, check_alignment
+from fastserve.ops.matmul_all_reduce import packed
+from fastserve.ops.matmul_all_reduce import reference as reference_product
+from fastserve.ops.packed_weight import PackedWeight
+
+
+def matmul_all_reduce_add_rms_norm(  # noqa: PLR0917 (the order of the two ops in one)
+    x: Tensor,
+    w: PackedWeight | Tensor,
+    group: Group | None,
+    residual: Tensor,
+    norm_weight: Tensor,
+    eps: float,
+) -> Tensor:
+    """residual += sum over ranks of x w^T; return residual / sqrt(mean(residual^2) + eps) * norm_weight.
+
+    The bits of matmul_all_reduce, then add_rms_norm: a rank adds what it receives to its residual, tile by tile, and
+    normalises rows while they are in the caches.
+    x           [M, K_rank] fp32, rows contiguous: this rank's columns; M the same on every rank
+    w           [N, K_rank] as in matmul_all_reduce
+    group       the ranks that all make this call; None: alone
+    residual    [M, N] fp32, rows contiguous; the same on every rank; updated in place
+    norm_weight [N] fp32
+    out         [M, N] fp32
+    Raises ValueError naming the argument whose shape or dtype is wrong, RankLostError if a rank died; the residual
+    then holds nothing of use.
+    Source: Zhang & Sennrich 2019, eq. 4.
+    """
+    w = packed(w)
+    return _op(x, w.data, w.type, w.n, w.k, handle_of(group), residual, norm_weight, eps)
+
+
+def reference(  # noqa: PLR0917
+    x: Tensor,
+    w: Tensor | PackedWeight,
+    group: Group | None,
+    residual: Tensor,
+    norm_weight: Tensor,
+    eps: float,
+) -> Tensor:
+    return reference_norm(reference_product(x, w, group), residual, norm_weight, eps)
+
+
+def _allocate(  # noqa: PLR0917 (the schema's order)
+    x: Tensor,
+    w: Tensor,
+    type: str,
+    n: int,
+    k: int,
+    exchange: int,
+    residual: Tensor,
+    norm_weight: Tensor,
+    eps: float,
+) -> Tensor:
+    out = allocate(x, w, type, n, k)
+    arguments.rows("residual", residual, num_rows=out.shape[0], num_columns=n, written=True)
+    arguments.vector("norm_weight", norm_weight, dtype=torch.float32, size=n)
+    return out
+
+
+def _cpu(  # noqa: PLR0917 (the schema's order)
+    x: Tensor,
+    w: Tensor,
+    type: str,
+    n: int,
+    k: int,
+    exchange: int,
+    residual: Tensor,
+    norm_weight: Tensor,
+    eps: float,
+) -> Tensor:
+    out = _allocate(x, w, type, n, k, exchange, residual, norm_weight, eps)
+    check_alignment(w)
+    reducer = reducer_of(exchange)
+    rows = x.shape[0]
+    if not rows:
+        return out
+    product = (x.data_ptr(), x.stride(0), rows, w.data_ptr(), type, n, k, out.data_ptr(), out.stride(0))
+    norm = (residual.data_ptr(), residual.stride(0), norm_weight.data_ptr(), eps)
+    if isinstance(reducer, _C.PeerGroup):
+        _C.ops.matmul(*product)
+        sum_rows(reducer, out)
+        _C.ops.rms_norm(
+            out.data_ptr(), out.stride(0), *norm, rows, n, out.data_ptr(), out.stride(0)
+        )  # in place: a row is read before it is written
+    else:
+        _C.ops.matmul_all_reduce(*product, reducer, *norm)
+        if reducer is not None:
+            reducer.check()
+    return out
+
+
+_op = registry.register(
+    "matmul_all_reduce_add_rms_norm(Tensor x, Tensor w, str type, int n, int k, int exchange, Tensor(a!) residual, "
+    "Tensor norm_weight, float eps) -> Tensor",
+    cpu=_cpu,
+    fake=_allocate,
+)
