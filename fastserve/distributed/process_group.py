@@ -1,9 +1,9 @@
 """FastServe's rings as a backend of torch.distributed: `init_process_group(backend="fastserve")`.
 
 CPU tensors. Ranks find each other through torch's own store; from then on those of one host share memory, and those
-of several are connected (mesh.py). What is asked
-for synchronously runs in the caller's thread; the rest one after the other on a thread, messages on a thread for each
-peer and direction. A rank that dies, or does not come within the timeout, is a DistBackendError on all others.
+of several are connected (mesh.py). Collectives that are asked for synchronously run in the caller's thread, the rest
+one after the other on a thread. A rank that dies, or does not come within the timeout, is a DistBackendError on all
+others.
 """
 
 from __future__ import annotations
@@ -12,21 +12,20 @@ import threading
 import time
 from collections.abc import Sequence
 from datetime import timedelta
-from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, distributed
 
 from fastserve.distributed.directory import Store, StoreDirectory
 from fastserve.distributed.group import meet
+from fastserve.distributed.process_group_messages import Messages
 from fastserve.distributed.process_group_work import FutureWork, Lane, Run
 from fastserve.distributed.reduction import reduction_of
 from fastserve.distributed.tensor_buffer import Buffer, Buffers
+from fastserve.distributed.tensor_parts import check_alike, check_whole, split_rows
 from fastserve.errors import GroupError
 
 SYMMETRIC_BYTES = 4096  # of the fused ops, which a process group does not run
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 20e-6, 1e-3  # between looks for a message of anybody
 LOOK_S = 0.5  # how often works that take too long are looked for
 
 
@@ -54,10 +53,7 @@ class ProcessGroup(_Base):  # type: ignore[misc]
         )
         self._peers = self._group.peers
         self._collectives = Lane("fastserve-collectives", self._explain)
-        self._sends: dict[int, Lane] = {}
-        self._receives: dict[int, Lane] = {}
-        self._anybody = Lane("fastserve-from-anybody", self._explain)
-        self._making_lanes = threading.Lock()
+        self._messages = Messages(self._peers, self._explain, self._check_open)
         self._expired = ""
         self._name = self._description = ""
         self._closed = threading.Event()
@@ -151,7 +147,7 @@ class ProcessGroup(_Base):  # type: ignore[misc]
     ) -> FutureWork:
         outputs, inputs = [list(output) for output in outputs], list(inputs)
         for output, tensor in zip(outputs, inputs, strict=True):
-            _check_alike("allgather", tensor, output)
+            check_alike("allgather", tensor, output)
 
         def run() -> None:
             for output, tensor in zip(outputs, inputs, strict=True):
@@ -168,7 +164,7 @@ class ProcessGroup(_Base):  # type: ignore[misc]
     ) -> FutureWork:
         outputs, inputs = list(outputs), list(inputs)
         for output, tensor in zip(outputs, inputs, strict=True):
-            _check_whole("all_gather_single", output, tensor, self.size())
+            check_whole("all_gather_single", output, tensor, self.size())
 
         def run() -> None:
             for output, tensor in zip(outputs, inputs, strict=True):
@@ -193,7 +189,7 @@ class ProcessGroup(_Base):  # type: ignore[misc]
         outputs, inputs = list(outputs), [list(parts) for parts in inputs]
         reductions = [reduction_of(output, opts.reduceOp) for output in outputs]
         for output, parts in zip(outputs, inputs, strict=True):
-            _check_alike("reduce_scatter", output, parts)
+            check_alike("reduce_scatter", output, parts)
 
         def run() -> None:
             for output, parts, reduction in zip(outputs, inputs, reductions, strict=True):
@@ -212,7 +208,7 @@ class ProcessGroup(_Base):  # type: ignore[misc]
         outputs, inputs = list(outputs), list(inputs)
         reductions = [reduction_of(output, opts.reduceOp) for output in outputs]
         for output, tensor in zip(outputs, inputs, strict=True):
-            _check_whole("reduce_scatter_single", tensor, output, self.size())
+            check_whole("reduce_scatter_single", tensor, output, self.size())
 
         def run() -> None:
             for output, tensor, reduction in zip(outputs, inputs, reductions, strict=True):
@@ -228,7 +224,7 @@ class ProcessGroup(_Base):  # type: ignore[misc]
         (tensor,), root = inputs, opts.rootRank
         output = list(outputs[0]) if self.rank() == root else []
         if self.rank() == root:
-            _check_alike("gather", tensor, output)
+            check_alike("gather", tensor, output)
 
         def run() -> None:
             with Buffer(tensor, writes=False) as source, Buffers(output) as buffers:
@@ -240,7 +236,7 @@ class ProcessGroup(_Base):  # type: ignore[misc]
         (output,), root = outputs, opts.rootRank
         parts = list(inputs[0]) if self.rank() == root else []
         if self.rank() == root:
-            _check_alike("scatter", output, parts)
+            check_alike("scatter", output, parts)
 
         def run() -> None:
             with Buffers(parts, writes=False) as sources, Buffer(output) as buffer:
@@ -267,8 +263,8 @@ class ProcessGroup(_Base):  # type: ignore[misc]
         input_split_sizes: Sequence[int],
         opts: Any = None,
     ) -> FutureWork:
-        outputs = _split("output", output, output_split_sizes, self.size())
-        inputs = _split("input", tensor, input_split_sizes, self.size())
+        outputs = split_rows("output", output, output_split_sizes, self.size())
+        inputs = split_rows("input", tensor, input_split_sizes, self.size())
         return self.alltoall(outputs, inputs, opts)
 
     alltoall_base = all_to_all_single
@@ -276,53 +272,18 @@ class ProcessGroup(_Base):  # type: ignore[misc]
     # Messages.
 
     def send(self, tensors: Sequence[Tensor], destination: int, tag: int = 0) -> FutureWork:
-        (tensor,) = tensors
-
-        def run() -> None:
-            with Buffer(tensor, writes=False) as buffer:
-                self._peers.send(destination, tag, buffer.address, buffer.num_bytes)
-
-        return self._queue(self._lane(self._sends, "to", destination), run, [tensor])
+        self._check_open()
+        return self._messages.send(tensors, destination, tag)
 
     def recv(self, tensors: Sequence[Tensor], source: int, tag: int = 0) -> FutureWork:
-        (tensor,) = tensors
-
-        def run() -> None:
-            with Buffer(tensor) as buffer:
-                self._peers.receive(source, tag, buffer.address, buffer.num_bytes)
-
-        work = self._queue(self._receive_lane(source), run, [tensor])
-        work.source = source
-        return work
+        self._check_open()
+        return self._messages.receive(tensors, source, tag)
 
     def recv_anysource(self, tensors: Sequence[Tensor], tag: int = 0) -> FutureWork:
-        (tensor,) = tensors
-        work = FutureWork([tensor])
-
-        def receive(buffer: Buffer, source: int) -> bool:
-            if not self._peers.takes_in(source, tag):
-                return False
-            self._peers.receive(source, tag, buffer.address, buffer.num_bytes)
-            return True
-
-        def run() -> None:
-            others = [rank for rank in range(self.size()) if rank != self.rank()]
-            pause_s = FIRST_PAUSE_S
-            with Buffer(tensor) as buffer:
-                while True:
-                    for source in others:
-                        if self._receive_lane(source).attempt(partial(receive, buffer, source)):
-                            work.source = source
-                            return
-                    self._check_open()
-                    time.sleep(pause_s)
-                    pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
-
         self._check_open()
-        self._anybody.queue(work, run)
-        return work
+        return self._messages.receive_from_anybody(tensors, tag)
 
-    # What all of the above go through.
+    # What the collectives go through.
 
     def _start(self, run: Run, result: object, opts: Any) -> FutureWork:
         self._check_open()
@@ -332,21 +293,6 @@ class ProcessGroup(_Base):  # type: ignore[misc]
         else:
             self._collectives.run_now(work, run)
         return work
-
-    def _queue(self, lane: Lane, run: Run, result: object) -> FutureWork:
-        self._check_open()
-        work = FutureWork(result)
-        lane.queue(work, run)
-        return work
-
-    def _receive_lane(self, source: int) -> Lane:
-        return self._lane(self._receives, "from", source)
-
-    def _lane(self, lanes: dict[int, Lane], direction: str, peer: int) -> Lane:
-        with self._making_lanes:
-            if peer not in lanes:
-                lanes[peer] = Lane(f"fastserve-{direction}-{peer}", self._explain)
-            return lanes[peer]
 
     def _check_open(self) -> None:
         if self._closed.is_set():
@@ -361,8 +307,7 @@ class ProcessGroup(_Base):  # type: ignore[misc]
         return any(lane.busy_since_s is not None for lane in self._lanes())
 
     def _lanes(self) -> list[Lane]:
-        with self._making_lanes:
-            return [self._collectives, self._anybody, *self._sends.values(), *self._receives.values()]
+        return [self._collectives, *self._messages.lanes()]
 
     def _watch(self) -> None:
         while not self._closed.wait(LOOK_S):
@@ -372,31 +317,3 @@ class ProcessGroup(_Base):  # type: ignore[misc]
                 self._expired = f"a collective took longer than the timeout of {self._timeout_s:g} s"
                 self._group.raise_epoch()
                 return
-
-
-def _check_alike(name: str, tensor: Tensor, others: Sequence[Tensor]) -> None:
-    for other in others:
-        if (other.numel(), other.dtype) != (tensor.numel(), tensor.dtype):
-            raise ValueError(
-                f"{name} takes tensors of one size and dtype, got {tensor.numel()} of {tensor.dtype} and "
-                f"{other.numel()} of {other.dtype}"
-            )
-
-
-def _check_whole(name: str, whole: Tensor, part: Tensor, size: int) -> None:
-    if (whole.numel(), whole.dtype) != (size * part.numel(), part.dtype):
-        raise ValueError(
-            f"{name} takes a tensor of {size} times {part.numel()} elements of {part.dtype}, got "
-            f"{whole.numel()} of {whole.dtype}"
-        )
-
-
-def _split(name: str, tensor: Tensor, sizes: Sequence[int], count: int) -> list[Tensor]:
-    """Along the first dimension: in equal parts where no sizes are given."""
-    rows = tensor.shape[0] if tensor.dim() else 1
-    sizes = list(sizes) or [rows // count] * count
-    if sum(sizes) != rows or len(sizes) != count:
-        raise ValueError(
-            f"the splits of the {name} must be {count} and add up to its {rows} rows, got {sizes}"
-        )
-    return list(torch.split(tensor, sizes))
