@@ -40,6 +40,8 @@ struct Reduction {
     DataType type;
     ReduceOp op;
     bool average;
+
+    int64_t element_bytes() const { return static_cast<int64_t>(size_of(type)); }
 };
 
 // Used by one thread at a time; every rank calls the same collectives in the same order with equal sizes. All
@@ -90,7 +92,8 @@ class Collectives {
 
     bool all_reduce_one_shot(uint8_t* data, int64_t count, const Reduction& reduction);
     bool all_reduce_two_shot(uint8_t* data, int64_t count, const Reduction& reduction);
-    // Of chunk c of `mine`, with what has arrived from the others at `offset` of their slots; into all `outs`.
+    // Of chunk c of `mine`, with what has arrived from the others at `offset` of their slots; into all
+    // `outs`.
     void reduce_chunk(const uint8_t* mine, int64_t count, int c, int64_t offset, const Reduction& reduction,
                       std::span<void* const> outs, uint64_t number) const;
     void reduce_chunk(uint8_t* mine, int64_t count, int c, int64_t offset, const Reduction& reduction,
