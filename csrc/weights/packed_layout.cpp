@@ -81,11 +81,4 @@ int64_t packed_bytes(WeightType type, int64_t n, int64_t k) {
     return round_up(n, kPanel) / kPanel * panel_bytes(type, k);
 }
 
-int64_t matmul_scratch_bytes(WeightType type, int64_t rows, int64_t k) {
-    if (is_quantised(type))
-        return rows * (k / kQuantBlock) * (2 * kQuantBlock + 8);  // QuantisedBlock of cpu/matmul.h
-    if (type == WeightType::bf16) return rows * round_up(k, 2) * 2;
-    return 0;
-}
-
 }  // namespace fastserve

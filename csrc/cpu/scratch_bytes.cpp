@@ -1,0 +1,22 @@
+// How much scratch a caller sets aside for an op, whatever the ISA.
+#include "cpu/sample_scratch.h"
+#include "ops.h"
+#include "ring/shared_region.h"
+#include "weights/packed_layout.h"
+
+namespace fastserve {
+
+static_assert(kMaxShards >= kMaxRanks);
+
+int64_t matmul_scratch_bytes(WeightType type, int64_t rows, int64_t k) {
+    if (is_quantised(type))
+        return rows * (k / kQuantBlock) * (2 * kQuantBlock + 8);  // QuantisedBlock of cpu/matmul.h
+    if (type == WeightType::bf16) return rows * (k + k % 2) * 2;
+    return 0;
+}
+
+int64_t sample_scratch_bytes(int32_t num_threads, int32_t vocab_size) {
+    return sample_scratch_layout(num_threads, vocab_size).total * static_cast<int64_t>(sizeof(float));
+}
+
+}  // namespace fastserve
