@@ -196,20 +196,10 @@ class MatmulAllReduce:
 
 
 @dataclass(frozen=True, slots=True)
-class MatmulAllReduceNorm:
+class MatmulAllReduceNorm(MatmulAllReduce):
     """The same with a residual addition and a norm behind it: fused, and two ops in turn."""
 
-    layer: str
-    n: int
-    k: int  # of all ranks together
-    dtype: WeightType
-    rows: int
     op: str = "matmul_all_reduce_add_rms_norm"
-    num_bytes: int | None = None
-
-    @property
-    def shape(self) -> str:
-        return f"{self.layer} M={self.rows} N={self.n} K={self.k}"
 
     def contestants(self, group: Group) -> Contestants:
         k = self.k // group.size
