@@ -12,6 +12,7 @@ import torch
 from torch import distributed
 
 from fastserve import _C, ops
+from fastserve.benchmark import ddp_case
 from fastserve.benchmark.collective_lines import Described
 from fastserve.benchmark.contestants import OURS, Contestants, Repeated
 from fastserve.benchmark.ddp_case import DdpStep
@@ -227,7 +228,7 @@ _ALL: tuple[CollectiveCase, ...] = (
     *(AllReduce(size, dtype) for dtype in TORCH_DTYPES for size in SIZES),
     *(SymmetricAllReduce(size) for size in SIZES),
     *(Exchange(rows, columns) for columns in (576, 4096) for rows in MATMUL_ROWS),
-    DdpStep(),
+    *(DdpStep(rows) for rows in ddp_case.ROWS),
     *(MatmulAllReduce(*matmul, rows) for matmul in MATMULS for rows in MATMUL_ROWS),
     *(MatmulAllReduceNorm(*matmul, rows) for matmul in MATMULS[:2] for rows in MATMUL_ROWS),
 )

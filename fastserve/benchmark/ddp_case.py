@@ -15,13 +15,14 @@ from fastserve.benchmark.contestants import OURS, Contestants
 from fastserve.distributed.group import Group
 
 WIDTHS = (1024, 2048, 2048, 1024, 1024, 512)  # of an MLP of 10 million parameters
-ROWS = 32  # per rank
+ROWS = (8, 32)  # per rank: a step that the exchange bounds, and one that computes as long
 
 
 @dataclass(frozen=True, slots=True)
 class DdpStep:
     """Forward, backward and update, with gradients averaged by our backend and by gloo."""
 
+    rows: int
     op: str = "ddp_step"
     dtype: str = "f32"
     num_bytes: int | None = None
@@ -29,7 +30,7 @@ class DdpStep:
     @property
     def shape(self) -> str:
         parameters = sum(n * (k + 1) for k, n in pairwise(WIDTHS))
-        return f"{parameters / 1e6:.1f}M parameters, {ROWS} rows"
+        return f"{parameters / 1e6:.1f}M parameters, {self.rows} rows"
 
     def contestants(self, group: Group) -> Contestants:
         calls: Contestants = {}  # "no exchange" is what no backend can be faster than
@@ -40,7 +41,7 @@ class DdpStep:
             backend = distributed.new_group(backend="fastserve" if name == OURS else name)
             model = DistributedDataParallel(nn.Sequential(*layers), process_group=backend)
             optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
-            x, y = torch.randn(ROWS, WIDTHS[0]), torch.randn(ROWS, WIDTHS[-1])
+            x, y = torch.randn(self.rows, WIDTHS[0]), torch.randn(self.rows, WIDTHS[-1])
             calls[name] = partial(_train, model, optimizer, x, y)
             calls[name]()
             if name == OURS:
