@@ -70,21 +70,40 @@ def own_mpi() -> Mpi | None:
     return None
 
 
+@dataclass(frozen=True, slots=True)
+class _Rank:
+    """Told and heard in lines of JSON. Raises MpiError once the rank has ended."""
+
+    channel: socket.socket
+    answers: IO[bytes]
+
+    def tell(self, task: object) -> None:
+        try:
+            self.channel.sendall(json.dumps(task).encode() + b"\n")
+        except ConnectionError as error:
+            raise _ended() from error
+
+    def hear(self) -> Any:
+        try:
+            line = self.answers.readline()
+        except ConnectionError as error:
+            raise _ended() from error
+        if not line:
+            raise _ended()
+        return json.loads(line)
+
+
 class MpiRanks:
     """Running ranks; they do nothing between calls."""
 
-    def __init__(self, messages: list[IO[str]]) -> None:
-        self._messages = messages  # by rank
+    def __init__(self, ranks: Sequence[_Rank]) -> None:
+        self._ranks = ranks
 
     def all_reduce_s(self, num_bytes: int, calls: int) -> float:
         """Seconds of a sum of fp32, as rank 0 sees them. Raises MpiError when a rank has gone."""
-        task = json.dumps({"count": num_bytes // 4, "calls": calls})
-        try:
-            for messages in self._messages:
-                print(task, file=messages, flush=True)
-            seconds, *_ = [float(_receive(messages)) for messages in self._messages]
-        except ConnectionError as error:
-            raise _ended() from error
+        for rank in self._ranks:
+            rank.tell({"count": num_bytes // 4, "calls": calls})
+        seconds, *_ = [float(rank.hear()) for rank in self._ranks]
         return seconds
 
 
@@ -105,22 +124,15 @@ def start_mpi(mpi: Mpi, num_ranks: int, cores: Sequence[int]) -> Iterator[MpiRan
             env={**os.environ, "OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"},
         )
         stack.callback(_end, process)
-        by_rank: dict[int, IO[str]] = {}
+        by_rank: dict[int, _Rank] = {}
         for _ in range(num_ranks):
             try:
                 channel = stack.enter_context(listener.accept()[0])
             except TimeoutError as error:
                 raise MpiError(f"{mpi.name}: {len(by_rank)} of {num_ranks} ranks came") from error
-            messages = stack.enter_context(channel.makefile("rw"))
-            by_rank[_receive(messages)["rank"]] = messages
+            rank = _Rank(channel, stack.enter_context(channel.makefile("rb")))
+            by_rank[rank.hear()["rank"]] = rank
         yield MpiRanks([by_rank[rank] for rank in range(num_ranks)])
-
-
-def _receive(messages: IO[str]) -> Any:
-    line = messages.readline()
-    if not line:
-        raise _ended()
-    return json.loads(line)
 
 
 def _ended() -> MpiError:
