@@ -27,8 +27,9 @@ void SocketLinks::receive() {
             }
         }
         const int num_ready = poll(polled.data(), polled.size(), kLookMs);
-        if (polled[0].revents) return;
+        // Also when this rank leaves because of it, perhaps before this thread has seen it.
         if (memory_->region().failed()) return give_up();
+        if (polled[0].revents) return;
         for (size_t i = 0; num_ready > 0 && i < streams.size(); ++i)
             if (polled[i + 1].revents) read_stream(*streams[i].first, streams[i].second);
     }

@@ -613,6 +613,23 @@ void test_an_obituary_says_who_was_lost() {
     CHECK(silent.ends_group()->loss() == Loss::died);
 }
 
+// However soon it leaves, perhaps before its links have seen the loss themselves.
+void test_a_rank_that_leaves_for_a_loss_says_so() {
+    Stranger stranger;
+    const auto region = region_for(2);
+    const auto exchange = make_exchange(region, 0);
+    const SocketLinks::Connections peer = {
+        1, 1, {stranger.streams[0]}, stranger.mail[0], stranger.obituary[0]};
+    SocketLinks links(std::make_shared<PeerMemory>(region), 0, std::vector{peer});
+    region->raise_epoch(Loss::interrupted, getpid());
+    links.leave();
+    Frame frame{};
+    CHECK(recv(stranger.obituary[1], &frame, sizeof frame, MSG_WAITALL) == sizeof frame);
+    CHECK(frame.kind == FrameKind::lost && frame.offset == 0);
+    CHECK(frame.total == static_cast<uint32_t>(Loss::interrupted));
+    for (const int* pair : {stranger.streams, stranger.mail, stranger.obituary}) close(pair[1]);
+}
+
 }  // namespace
 
 int main() {
@@ -621,6 +638,7 @@ int main() {
     test_sums_in_eight_bits_are_within_the_stated_error();
     test_garbage_on_a_connection_ends_the_group();
     test_an_obituary_says_who_was_lost();
+    test_a_rank_that_leaves_for_a_loss_says_so();
     test_all_reduce_gives_all_ranks_the_same_sum();
     test_integers_of_every_size_and_op();
     test_sixteen_bit_floats_are_rounded_once();
