@@ -3,20 +3,16 @@
 // limit that Collectives::all_reduce_symmetric is measured against.
 #pragma once
 
-#include <atomic>
 #include <cstdint>
+
+#include "ring/shared_region.h"
 
 namespace fastserve {
 
-// In each rank's shared memory: raised by the other one.
-struct alignas(128) MeetingFlag {
-    std::atomic<uint64_t> value;
-};
-
 class NakedAllReduce {
   public:
-    // The ranks' flags, zero at first.
-    NakedAllReduce(MeetingFlag& own, MeetingFlag& peer, int rank) : own_(own), peer_(peer), rank_(rank) {}
+    // A flag in each rank's shared memory, zero at first, which the other one raises.
+    NakedAllReduce(Flag& own, Flag& peer, int rank) : own_(own), peer_(peer), rank_(rank) {}
 
     // count: of floats, a multiple of 32. The same calls on both ranks.
     void sum(float* own, float* peer, int64_t count);
@@ -24,7 +20,7 @@ class NakedAllReduce {
   private:
     void meet();
 
-    MeetingFlag &own_, &peer_;
+    Flag &own_, &peer_;
     int rank_;
     uint64_t number_ = 0;
 };

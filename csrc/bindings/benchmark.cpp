@@ -21,8 +21,8 @@ float* floats(Address address) {
     return reinterpret_cast<float*>(address);
 }
 
-fastserve::MeetingFlag& flag(Address address) {
-    return *reinterpret_cast<fastserve::MeetingFlag*>(address);
+fastserve::Flag& flag(Address address) {
+    return *reinterpret_cast<fastserve::Flag*>(address);
 }
 
 void check_sum(int64_t count, int calls) {
@@ -50,7 +50,7 @@ void bind_benchmark(py::module_& m) {
         },
         py::arg("data"), py::arg("count"), py::arg("calls"), Unlocked(),
         "So many times: writes ones into fp32 memory.");
-    m.attr("MEETING_FLAG_BYTES") = sizeof(MeetingFlag);
+    m.attr("FLAG_BYTES") = sizeof(Flag);
     py::class_<NakedAllReduce>(m, "NakedAllReduce",
                                "The limit of a sum of symmetric buffers, for two ranks (naked_all_reduce.h).")
         .def(py::init([](Address own, Address peer, int rank) {

@@ -114,7 +114,7 @@ class _Shared:
     def __init__(self, group: Group) -> None:
         peers = group.peers
         self.buffer = group.empty(SIZES[-1] // 4, dtype=torch.float32)
-        flag = group.empty(_C.MEETING_FLAG_BYTES, dtype=torch.uint8)
+        flag = group.empty(_C.FLAG_BYTES, dtype=torch.uint8)
         flag.zero_()
         group.barrier()
         offset = flag.data_ptr() - peers.heap_address

@@ -25,7 +25,7 @@ import torch
 from torch import distributed
 
 from fastserve import _C
-from fastserve.benchmark.collective_cases import CASES, HEAP_BYTES, SYMMETRIC_BYTES
+from fastserve.benchmark.collective_cases import CASES, HEAP_BYTES, SYMMETRIC_BYTES, AllReduce
 from fastserve.benchmark.contestants import OURS, repeat
 from fastserve.benchmark.mpi import Mpi, MpiRanks, start_mpi
 from fastserve.benchmark.placement import Placement, classify, probe
@@ -56,12 +56,10 @@ class Rank:
             name: partial(self._batch, call, self._calls_for(call, batch_s))
             for name, call in contestants.items()
         }
-        num_bytes = CASES[case].num_bytes
-        if case.startswith("all_reduce-f32") and num_bytes is not None:
+        if isinstance(described := CASES[case], AllReduce) and described.dtype == "f32":
             baseline = batches.popitem()
-            batches |= {
-                name: self._mpi_batches(ranks, num_bytes, batch_s) for name, ranks in self.mpis.items()
-            }
+            for name, ranks in self.mpis.items():
+                batches[name] = self._mpi_batch(ranks, described.num_bytes, batch_s)
             batches |= [baseline]
         return take_timed_turns(batches, rounds=rounds, probe=self._probe)
 
@@ -88,12 +86,11 @@ class Rank:
         repeat(call, calls)
         return (perf_counter() - start) / calls
 
-    def _mpi_batches(self, ranks: MpiRanks | None, num_bytes: int, batch_s: float) -> Callable[[], float]:
+    def _mpi_batch(self, ranks: MpiRanks | None, num_bytes: int, batch_s: float) -> Callable[[], float]:
         """Rank 0 tells the MPI's ranks and waits for them, as the others wait for its next probe."""
         if ranks is None:
             return lambda: 0.0
-        trial_s = ranks.all_reduce_s(num_bytes, TRIAL_CALLS)
-        calls = max(1, min(MAX_CALLS, round(batch_s / trial_s)))
+        calls = _calls(batch_s, ranks.all_reduce_s(num_bytes, TRIAL_CALLS))
         return partial(ranks.all_reduce_s, num_bytes, calls)
 
     def _calls_for(self, call: Callable[[], object], batch_s: float) -> int:
@@ -101,7 +98,12 @@ class Rank:
         self._batch(call, TRIAL_CALLS)
         seconds = torch.tensor([self._batch(call, TRIAL_CALLS)], dtype=torch.float64)
         distributed.all_reduce(seconds, op=distributed.ReduceOp.MAX)
-        return max(1, min(MAX_CALLS, round(batch_s / float(seconds[0]))))
+        return _calls(batch_s, float(seconds[0]))
+
+
+def _calls(batch_s: float, seconds: float) -> int:
+    """Of so many seconds each, as fill a batch."""
+    return max(1, min(MAX_CALLS, round(batch_s / seconds)))
 
 
 @dataclass(slots=True)

@@ -45,22 +45,31 @@ def _allocate(x: Tensor, w: Tensor, type: str, n: int, k: int, exchange: int) ->
     return allocate(x, w, type, n, k)
 
 
-def _cpu(x: Tensor, w: Tensor, type: str, n: int, k: int, exchange: int) -> Tensor:  # noqa: PLR0917 (the schema's order)
-    out = allocate(x, w, type, n, k)
+def multiply_and_sum(  # noqa: PLR0917 (the schemas' order)
+    x: Tensor, w: Tensor, type: str, n: int, k: int, exchange: int, out: Tensor, *norm: float
+) -> None:
+    """Into `out`. norm: address and row stride of a residual, address of a norm's weight, eps; none: no norm."""
     check_alignment(w)
     reducer = reducer_of(exchange)
-    if not x.shape[0]:
-        return out
-    product = (
-        x.data_ptr(), x.stride(0), x.shape[0], w.data_ptr(), type, n, k, out.data_ptr(), out.stride(0)
-    )  # fmt: skip
+    rows = x.shape[0]
+    if not rows:
+        return
+    to = out.data_ptr(), out.stride(0)
+    product = (x.data_ptr(), x.stride(0), rows, w.data_ptr(), type, n, k, *to)
     if isinstance(reducer, _C.PeerGroup):
         _C.ops.matmul(*product)
         sum_rows(reducer, out)
+        if norm:
+            _C.ops.rms_norm(*to, *norm, rows, n, *to)  # in place: a row is read before it is written
     else:
-        _C.ops.matmul_all_reduce(*product, reducer)
+        _C.ops.matmul_all_reduce(*product, reducer, *norm)
         if reducer is not None:
             reducer.check()
+
+
+def _cpu(x: Tensor, w: Tensor, type: str, n: int, k: int, exchange: int) -> Tensor:  # noqa: PLR0917 (the schema's order)
+    out = allocate(x, w, type, n, k)
+    multiply_and_sum(x, w, type, n, k, exchange, out)
     return out
 
 

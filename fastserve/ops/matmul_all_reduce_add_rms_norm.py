@@ -5,12 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastserve import _C
 from fastserve.ops import arguments, registry
 from fastserve.ops.add_rms_norm import reference as reference_norm
-from fastserve.ops.group import Group, handle_of, reducer_of, sum_rows
-from fastserve.ops.matmul import allocate, check_alignment
-from fastserve.ops.matmul_all_reduce import packed
+from fastserve.ops.group import Group, handle_of
+from fastserve.ops.matmul import allocate
+from fastserve.ops.matmul_all_reduce import multiply_and_sum, packed
 from fastserve.ops.matmul_all_reduce import reference as reference_product
 from fastserve.ops.packed_weight import PackedWeight
 
@@ -81,23 +80,8 @@ def _cpu(  # noqa: PLR0917 (the schema's order)
     eps: float,
 ) -> Tensor:
     out = _allocate(x, w, type, n, k, exchange, residual, norm_weight, eps)
-    check_alignment(w)
-    reducer = reducer_of(exchange)
-    rows = x.shape[0]
-    if not rows:
-        return out
-    product = (x.data_ptr(), x.stride(0), rows, w.data_ptr(), type, n, k, out.data_ptr(), out.stride(0))
-    norm = (residual.data_ptr(), residual.stride(0), norm_weight.data_ptr(), eps)
-    if isinstance(reducer, _C.PeerGroup):
-        _C.ops.matmul(*product)
-        sum_rows(reducer, out)
-        _C.ops.rms_norm(
-            out.data_ptr(), out.stride(0), *norm, rows, n, out.data_ptr(), out.stride(0)
-        )  # in place: a row is read before it is written
-    else:
-        _C.ops.matmul_all_reduce(*product, reducer, *norm)
-        if reducer is not None:
-            reducer.check()
+    norm = residual.data_ptr(), residual.stride(0), norm_weight.data_ptr(), eps
+    multiply_and_sum(x, w, type, n, k, exchange, out, *norm)
     return out
 
 

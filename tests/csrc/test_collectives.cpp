@@ -543,14 +543,17 @@ struct Stranger {
     static void writes(const int* pair, const Frame& frame) {
         CHECK(write(pair[1], &frame, sizeof frame) == sizeof frame);
     }
+    SocketLinks::Connections of_rank_0() const { return {1, 1, {streams[0]}, mail[0], obituary[0]}; }
+    void close_ends() const {
+        for (const int* pair : {streams, mail, obituary}) close(pair[1]);
+    }
     // Closes its ends while rank 0 waits for it; the region of the group that this ended.
     std::shared_ptr<SharedRegion> ends_group() {
         const auto region = region_for(2);
         const auto exchange = make_exchange(region, 0);
-        const SocketLinks::Connections peer = {1, 1, {streams[0]}, mail[0], obituary[0]};
         Peers peers(*exchange, std::make_shared<SocketLinks>(std::make_shared<PeerMemory>(region), 0,
-                                                             std::vector{peer}));
-        for (const int* pair : {streams, mail, obituary}) close(pair[1]);
+                                                             std::vector{of_rank_0()}));
+        close_ends();
         std::vector<float> data(100);
         CHECK(!peers.collectives.all_reduce(data.data(), 100, kSum));
         return region;
@@ -618,16 +621,14 @@ void test_a_rank_that_leaves_for_a_loss_says_so() {
     Stranger stranger;
     const auto region = region_for(2);
     const auto exchange = make_exchange(region, 0);
-    const SocketLinks::Connections peer = {
-        1, 1, {stranger.streams[0]}, stranger.mail[0], stranger.obituary[0]};
-    SocketLinks links(std::make_shared<PeerMemory>(region), 0, std::vector{peer});
+    SocketLinks links(std::make_shared<PeerMemory>(region), 0, std::vector{stranger.of_rank_0()});
     region->raise_epoch(Loss::interrupted, getpid());
     links.leave();
     Frame frame{};
     CHECK(recv(stranger.obituary[1], &frame, sizeof frame, MSG_WAITALL) == sizeof frame);
     CHECK(frame.kind == FrameKind::lost && frame.offset == 0);
     CHECK(frame.total == static_cast<uint32_t>(Loss::interrupted));
-    for (const int* pair : {stranger.streams, stranger.mail, stranger.obituary}) close(pair[1]);
+    stranger.close_ends();
 }
 
 }  // namespace
