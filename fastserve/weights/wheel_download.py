@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from fastserve.errors import ModelNotFoundError
@@ -78,11 +79,10 @@ def _run(command: list[str], temporary: Path, on_poll: Callable[[], None]) -> tu
 
 def _folder_bytes(folder: Path) -> int:
     total = 0
-    for path in folder.rglob("*"):
-        try:
-            total += path.stat().st_size if path.is_file() else 0
-        except OSError:  # pip has moved it meanwhile
-            continue
+    for path, _, names in os.walk(folder):  # passes over a folder that pip removes meanwhile; rglob raises
+        for name in names:
+            with suppress(OSError):  # pip has moved it
+                total += os.lstat(os.path.join(path, name)).st_size
     return total
 
 

