@@ -20,6 +20,10 @@ class Device:
     name: str
     cores: tuple[int, ...]  # of each of its threads; -1: not pinned
 
+    @property
+    def has_own_cores(self) -> bool:
+        return self.cores[0] >= 0
+
 
 def find_devices(wanted: int | str, num_threads: int | None, nodes: Path = NODES) -> tuple[Device, ...]:
     """The devices that `wanted` names. num_threads: of each; by default one per core.

@@ -30,7 +30,12 @@ log = logging.getLogger("fastserve.group")
 
 
 def measure_shares(path: str, devices: Sequence[Device]) -> list[float] | None:
-    """The devices' shares of the work, for shards that finish together; None: they are alike, or it is not known."""
+    """The devices' shares of the work, for shards that finish together; None: they are alike, or it is not known.
+
+    Devices that share cores are alike: what a probe finds there is which of them the system let run.
+    """
+    if not all(device.has_own_cores for device in devices):
+        return None
     known = _Known(devices)
     speeds = known.read()
     if speeds is None:

@@ -55,10 +55,18 @@ def test_speeds_are_measured_once(smollm2_path: Path, home: Path, monkeypatch: p
 
 
 def test_devices_that_are_alike_get_equal_shares(smollm2_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(device_speeds, "_probe", lambda path, devices: [10.0, 11.0, 9.9])
-    division = divided(smollm2_path, devices=3)
+    monkeypatch.setattr(device_speeds, "_probe", lambda path, devices: [10.0, 11.0])
+    assert divided(smollm2_path, devices=2).shares is None
+
+
+def test_devices_that_share_cores_get_equal_shares(
+    smollm2_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(device_speeds, "_probe", lambda path, devices: [30.0] + [10.0] * 8)
+    monkeypatch.setattr("fastserve.distributed.devices.usable_cores", lambda: [0, 1])
+    division = divided(smollm2_path, devices=9)
     assert division.shares is None
-    assert num_heads(division) == [3, 3, 3]
+    assert num_heads(division) == [1] * 9
 
 
 def test_devices_that_cannot_be_measured_get_equal_shares(
