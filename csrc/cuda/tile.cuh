@@ -1,0 +1,238 @@
+// The main loop of the matmuls: one block computes a tile of x w^T on tensor cores.
+//
+// x is [M, K] and w [N, K], both by rows, which is what mma.sync wants of its operands. Slices of kSliceK
+// columns of both pass through a ring of stages in shared memory, filled by cp.async while earlier slices are
+// multiplied. A row of a slice is 128 bytes; its 16-byte pieces are permuted by the row's number, so that the
+// eight rows that ldmatrix reads at once lie in different banks.
+//
+// Every output element is summed over K in the same order, 16 at a time, by the same instruction, whatever
+// the tile: a row has the same bits however many rows there are. K is never split.
+#pragma once
+
+#include "elements.cuh"
+
+namespace fastserve::cuda {
+
+constexpr int kSliceK = 64;
+constexpr int kPieces = kSliceK / 8;  // of 16 bytes, in a row of a slice
+
+// kM x kN outputs by kWarpsM x kWarpsN warps, kStages slices in flight.
+template <typename T_, int kM_, int kN_, int kStages_, int kWarpsM, int kWarpsN>
+struct Tile {
+    using T = T_;
+    static constexpr int kM = kM_, kN = kN_, kStages = kStages_;
+    static constexpr int kThreads = 32 * kWarpsM * kWarpsN;
+    static constexpr int kWarpM = kM / kWarpsM, kWarpN = kN / kWarpsN;  // of one warp
+    static constexpr int kFragmentsM = kWarpM / 16, kFragmentsN = kWarpN / 8;
+    static constexpr int kStageBytes = (kM + kN) * kSliceK * 2;
+    static constexpr int kSharedBytes = kStages * kStageBytes;
+    static constexpr long long kPartialBytes = 4LL * kM * kN;  // in fp32
+    static_assert(sizeof(T) == 2 && kFragmentsM >= 1 && kFragmentsN % 2 == 0);
+
+    __device__ static int warp_row() { return static_cast<int>(threadIdx.x) / 32 / kWarpsN * kWarpM; }
+    __device__ static int warp_column() { return static_cast<int>(threadIdx.x) / 32 % kWarpsN * kWarpN; }
+    // Of element e of fragment (i, j) in the tile.
+    __device__ static int row(int i, int e) {
+        return warp_row() + i * 16 + static_cast<int>(threadIdx.x) % 32 / 4 + e / 2 * 8;
+    }
+    __device__ static int column(int j, int e) {
+        return warp_column() + j * 8 + static_cast<int>(threadIdx.x) % 4 * 2 + e % 2;
+    }
+};
+
+template <class Tile>
+using Accumulators = float[Tile::kFragmentsM][Tile::kFragmentsN][4];
+
+// Data and row strides are multiples of 16 bytes; where K is no multiple of 8, rows are at least so long.
+template <typename T>
+struct Operands {
+    const T* x;
+    long long ldx;
+    const T* w;
+    long long ldw;
+    int m, n, k;
+};
+
+// Which rows of w a tile's columns are; -1: none.
+struct PlainColumns {
+    static constexpr bool kGated = false;
+    int begin, n;
+    __device__ __forceinline__ int row_of(int column) const {
+        return begin + column < n ? begin + column : -1;
+    }
+};
+
+// w is [gate | up], 2 F rows: groups of eight columns are of the gate and of up in turn, so that the same
+// thread gets both.
+struct GateUpColumns {
+    static constexpr bool kGated = true;
+    int begin, f;  // of the output's columns
+    __device__ __forceinline__ int row_of(int column) const {
+        const int output = begin + column / 16 * 8 + column % 8;
+        return output >= f ? -1 : column / 8 % 2 == 0 ? output : f + output;
+    }
+};
+
+struct RowsOfX {
+    int begin, m;
+    __device__ __forceinline__ int row_of(int row) const { return begin + row < m ? begin + row : -1; }
+};
+
+// Where piece `piece` of row `row` lies in a slice.
+__device__ __forceinline__ unsigned char* piece_of(unsigned char* slice, int row, int piece) {
+    return slice + (row * kPieces + (piece ^ row % kPieces)) * 16;
+}
+
+template <class Tile, int kRows, class RowMap>
+__device__ __forceinline__ void load_slice(unsigned char* slice, const typename Tile::T* data, long long ld,
+                                           int num_columns, int first_column, const RowMap& map) {
+    using T = typename Tile::T;
+#pragma unroll
+    for (int i = threadIdx.x; i < kRows * kPieces; i += Tile::kThreads) {
+        const int row = map.row_of(i / kPieces), column = first_column + i % kPieces * 8;
+        unsigned char* to = piece_of(slice, i / kPieces, i % kPieces);
+        const T* from = data + row * ld + column;
+        if (row >= 0 && column + 8 <= num_columns) {
+            cp_async_16(to, from);
+            continue;
+        }
+        Vector<T> part;  // zeros beyond the edge
+#pragma unroll
+        for (int e = 0; e < 8; ++e)
+            if (row >= 0 && column + e < num_columns) part.elements[e] = from[e];
+        *reinterpret_cast<uint4*>(to) = part.bits;
+    }
+}
+
+__device__ __forceinline__ void multiply(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
+                                         __nv_bfloat16) {
+    mma_bf16_m16n8k16(d, a, b);
+}
+__device__ __forceinline__ void multiply(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
+                                         __half) {
+    mma_fp16_m16n8k16(d, a, b);
+}
+
+template <class Tile>
+__device__ __forceinline__ void multiply_slice(unsigned char* x, unsigned char* w, Accumulators<Tile>& sums) {
+    const int lane = static_cast<int>(threadIdx.x) % 32;
+#pragma unroll
+    for (int k = 0; k < kSliceK / 16; ++k) {
+        uint32_t a[Tile::kFragmentsM][4], b[Tile::kFragmentsN][2];
+#pragma unroll
+        for (int i = 0; i < Tile::kFragmentsM; ++i)
+            ldmatrix_x4(a[i], piece_of(x, Tile::warp_row() + i * 16 + lane % 16, k * 2 + lane / 16));
+#pragma unroll
+        for (int j = 0; j < Tile::kFragmentsN; j += 2) {
+            uint32_t pair[4];
+            const int row = Tile::warp_column() + j * 8 + lane / 16 * 8 + lane % 8;
+            ldmatrix_x4(pair, piece_of(w, row, k * 2 + lane / 8 % 2));
+            b[j][0] = pair[0], b[j][1] = pair[1], b[j + 1][0] = pair[2], b[j + 1][1] = pair[3];
+        }
+#pragma unroll
+        for (int i = 0; i < Tile::kFragmentsM; ++i)
+#pragma unroll
+            for (int j = 0; j < Tile::kFragmentsN; ++j) multiply(sums[i][j], a[i], b[j], typename Tile::T());
+    }
+}
+
+// One tile: begin() sets its first slices on their way, run() multiplies. begin() of the next tile may come
+// before whatever is done with the sums of this one.
+template <class Tile, class Columns>
+struct Product {
+    const Operands<typename Tile::T>& operands;
+    unsigned char* shared;
+    RowsOfX rows;
+    Columns columns;
+
+    __device__ __forceinline__ int num_slices() const { return (operands.k + kSliceK - 1) / kSliceK; }
+
+    __device__ __forceinline__ unsigned char* stage(int slice) const {
+        return shared + slice % Tile::kStages * Tile::kStageBytes;
+    }
+
+    __device__ __forceinline__ void load(int slice) const {
+        if (slice < num_slices()) {
+            load_slice<Tile, Tile::kM>(stage(slice), operands.x, operands.ldx, operands.k, slice * kSliceK,
+                                       rows);
+            load_slice<Tile, Tile::kN>(stage(slice) + Tile::kM * kSliceK * 2, operands.w, operands.ldw,
+                                       operands.k, slice * kSliceK, columns);
+        }
+        cp_async_commit();  // of nothing at the end: the waits count groups
+    }
+
+    // No thread may still be reading the stages.
+    __device__ __forceinline__ void begin() const {
+#pragma unroll
+        for (int slice = 0; slice < Tile::kStages - 1; ++slice) load(slice);
+    }
+
+    // All threads are done with the stages when it returns.
+    __device__ __forceinline__ void run(Accumulators<Tile>& sums) const {
+#pragma unroll
+        for (int i = 0; i < Tile::kFragmentsM; ++i)
+#pragma unroll
+            for (int j = 0; j < Tile::kFragmentsN; ++j)
+#pragma unroll
+                for (int e = 0; e < 4; ++e) sums[i][j][e] = 0;
+        for (int slice = 0; slice < num_slices(); ++slice) {
+            cp_async_wait<Tile::kStages - 2>();
+            __syncthreads();  // everybody's copies have come, and everybody is done with the stage that is
+                              // filled next
+            load(slice + Tile::kStages - 1);
+            multiply_slice<Tile>(stage(slice), stage(slice) + Tile::kM * kSliceK * 2, sums);
+        }
+        __syncthreads();
+    }
+};
+
+// --- what is done with the sums ---
+
+__device__ __forceinline__ uint4 bits_of(const float (&values)[4]) {
+    return make_uint4(__float_as_uint(values[0]), __float_as_uint(values[1]), __float_as_uint(values[2]),
+                      __float_as_uint(values[3]));
+}
+
+__device__ __forceinline__ void add_bits(float (&values)[4], uint4 bits) {
+    values[0] += __uint_as_float(bits.x), values[1] += __uint_as_float(bits.y);
+    values[2] += __uint_as_float(bits.z), values[3] += __uint_as_float(bits.w);
+}
+
+// Partial tiles travel in the order in which threads hold them: vector v of thread t at 16 (v kThreads + t).
+// Whoever computes the same tile holds the same elements.
+template <class Tile>
+__device__ __forceinline__ long long partial_offset(int i, int j) {
+    return 16LL * ((i * Tile::kFragmentsN + j) * Tile::kThreads + static_cast<int>(threadIdx.x));
+}
+
+// Rounded sums: those of fragments (i, j) and (i, j + 1), j even, in 16 bytes.
+template <class Tile>
+__device__ __forceinline__ long long sum_offset(int i, int j) {
+    return 16LL * ((i * Tile::kFragmentsN + j) / 2 * Tile::kThreads + static_cast<int>(threadIdx.x));
+}
+
+// Element (row, column) of the tile becomes y[first_row + row, first_column + column]. Pairs of columns are
+// stored at once where y's rows allow it.
+template <typename O>
+struct Output {
+    O* y;
+    long long ld;
+    int m, n;
+    bool pairs;  // y, ld: multiples of two elements
+
+    __device__ __forceinline__ void store(int row, int column, float first, float second) const {
+        if (row >= m || column >= n) return;
+        O* to = y + row * ld + column;
+        Pair<O> both;
+        round_to(first, both.elements[0]);
+        round_to(second, both.elements[1]);
+        if (pairs && column + 1 < n) {
+            reinterpret_cast<Pair<O>*>(to)->bits = both.bits;
+            return;
+        }
+        to[0] = both.elements[0];
+        if (column + 1 < n) to[1] = both.elements[1];
+    }
+};
+
+}  // namespace fastserve::cuda

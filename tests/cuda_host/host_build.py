@@ -1,0 +1,96 @@
+"""Compiles kernels and their tests for the host, with g++ and the headers of a CUDA toolkit."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import threading
+from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+BUILD = ROOT / "build" / "cuda_host"
+WARNINGS = ("-Wall", "-Wextra", "-Werror=return-type", "-Wno-unknown-pragmas", "-fno-strict-aliasing")
+SANITIZED = (
+    "-DFASTSERVE_QUICK",
+    "-O1",
+    "-fno-omit-frame-pointer",
+    "-g1",
+)  # compiling takes longer than running
+
+
+@cache
+def toolkit() -> Path:
+    """Where the CUDA toolkit lies. Skips the test if there is none; fails where FASTSERVE_REQUIRE_NVCC is set."""
+    if (nvcc := shutil.which("nvcc")) is None:
+        if "FASTSERVE_REQUIRE_NVCC" in os.environ:
+            pytest.fail("nvcc is not on the PATH")
+        pytest.skip("nvcc, whose headers the kernels need, is not on the PATH")
+    told = subprocess.run([nvcc, "--dryrun", "none.cu"], capture_output=True, text=True, check=False).stderr
+    found = re.search(r"^#\$ TOP=(.+)$", told, re.MULTILINE)
+    assert found is not None, told
+    return Path(found[1]).resolve()
+
+
+def build(test: str, *, sanitizer: str = "", csrc: Path = ROOT / "csrc", into: Path = BUILD) -> Path:
+    """The program of tests/cuda_host/<test>.cpp, with the kernels of `csrc`.
+
+    sanitizer: as for -fsanitize=; the emulator itself is never instrumented.
+    """
+    headers = sorted(HERE.glob("*.h"))
+    emulator = [
+        _object(HERE / name, [f"-I{HERE}", "-O2"], headers, BUILD) for name in ("emulator.cpp", "fiber.cpp")
+    ]
+    sanitize = [f"-fsanitize={sanitizer}", *SANITIZED] if sanitizer else ["-O2"]
+    includes = [
+        f"-I{csrc}",
+        f"-I{ROOT / 'tests' / 'csrc'}",
+        f"-I{HERE}",
+        "-isystem",
+        str(toolkit() / "include"),
+    ]
+    inputs = [*headers, *sorted((csrc / "cuda").glob("*.cuh"))]
+    program = _object(HERE / f"{test}.cpp", ["-DFASTSERVE_CUDA_HOST", *sanitize, *includes], inputs, into)
+    return _made(program.with_suffix(""), ["g++", *sanitize, str(program), *map(str, emulator), "-pthread"])
+
+
+def _object(source: Path, options: list[str], included: list[Path], into: Path) -> Path:
+    target = into / f"{source.stem}-{_digest([source, *included], options)}.o"
+    return _made(target, ["g++", "-std=c++20", *WARNINGS, *options, "-c", str(source)])
+
+
+def _digest(inputs: Iterable[Path], options: list[str]) -> str:
+    digest = hashlib.sha256(repr(options).encode())
+    for path in inputs:
+        digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _made(target: Path, command: list[str]) -> Path:
+    """What the command makes, unless it lies there already: its name holds a digest of all that it is made of."""
+    if not target.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = target.with_name(f"{target.name}.{threading.get_native_id()}")
+        done = subprocess.run([*command, "-o", str(unfinished)], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr[-4000:]
+        unfinished.rename(target)
+    return target
+
+
+def run(program: Path, *arguments: str, hang_s: int = 60) -> subprocess.CompletedProcess[str]:
+    """Runs a test's program; a launch in which nothing moves for `hang_s` ends it."""
+    return subprocess.run(
+        [str(program), *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=200,
+        env=os.environ | {"FASTSERVE_EMULATOR_HANG_S": str(hang_s)},
+    )
