@@ -24,7 +24,7 @@ namespace fastserve::cuda {
 
 constexpr int kTileSlots = 2;
 constexpr int kMaxTiles = 4096;  // of a one-shot call
-// Where slots lie does not depend on the tile: calls with other tiles may still be under way at a neighbour.
+// Where slots lie does not depend on the tile: a neighbour may still collect the sums of a call with another.
 constexpr long long kPartialSlotBytes = 4 * 128 * 128;
 constexpr long long kSumSlotBytes = kPartialSlotBytes / 2;
 

@@ -154,11 +154,6 @@ MUTATIONS = [
         ),
         ("sums are collected a round late", "collected < index / size - 1", "collected < index / size - 2"),
         (
-            "a slot's place depends on the tile",
-            "push % kTileSlots * kPartialSlotBytes",
-            "push % kTileSlots * Tile::kPartialBytes",
-        ),
-        (
             "a pushed tile's flag is raised without release",
             "st_release_sys(&flags(thread)->arrived[tile]",
             "st_relaxed_sys(&flags(thread)->arrived[tile]",
