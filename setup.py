@@ -56,14 +56,14 @@ class CMakeBuild(build_ext):
             f"-DFASTSERVE_VERSION={self.distribution.get_version()}",
         ]  # fmt: skip
         subprocess.run(configure, check=True)
-        subprocess.run([cmake, "--build", str(build_dir), "--target", "_C"], check=True)
+        subprocess.run([cmake, "--build", str(build_dir), "--target", "extensions"], check=True)
 
 
 require_supported_platform()
 setup(
     packages=[*find_packages(include=["fastserve", "fastserve.*"]), "fastserve.kernels"],
     package_dir={"fastserve.kernels": "kernels"},
-    package_data={"fastserve": ["py.typed", "_C.pyi"], "fastserve.server": ["web/*"]},
+    package_data={"fastserve": ["py.typed", "_C.pyi", "_cuda.pyi"], "fastserve.server": ["web/*"]},
     ext_modules=[CMakeExtension("fastserve._C")],
     cmdclass={"build_ext": CMakeBuild},
 )

@@ -193,7 +193,7 @@ __device__ __forceinline__ void push_to_all(const AllReduceArgs<T>& args, const 
 }
 
 template <typename T>
-__global__ void __launch_bounds__(512) all_reduce_one_shot(const AllReduceArgs<T> args) {
+__global__ void __launch_bounds__(512, 1) all_reduce_one_shot(const AllReduceArgs<T> args) {
     FS_DYN_SMEM(Lost, lost);
     lost->clear();
     const Call call = begin_call(args);
@@ -246,7 +246,7 @@ __device__ __forceinline__ bool two_shot(const AllReduceArgs<T>& args, const Cal
 }
 
 template <typename T>
-__global__ void __launch_bounds__(512) all_reduce_two_shot(const AllReduceArgs<T> args) {
+__global__ void __launch_bounds__(512, 1) all_reduce_two_shot(const AllReduceArgs<T> args) {
     FS_DYN_SMEM(Lost, lost);
     lost->clear();
     const Call call = begin_call(args);
@@ -331,7 +331,7 @@ __device__ __forceinline__ void ring_segment(const AllReduceArgs<T>& args, const
 // completes the sum, at step R - 1, and at step 2 R - 2 the last that gets the sum. A segment goes all the
 // way before the next sets out, so two slots are enough; while a block waits, others use the link.
 template <typename T>
-__global__ void __launch_bounds__(512) all_reduce_ring(const AllReduceArgs<T> args) {
+__global__ void __launch_bounds__(512, 1) all_reduce_ring(const AllReduceArgs<T> args) {
     FS_DYN_SMEM(Lost, lost);
     lost->clear();
     const Peers& peers = args.peers;

@@ -109,7 +109,8 @@ __device__ __forceinline__ void add_and_normalise(const AllReduceNormArgs<X, T>&
 }
 
 template <typename X, typename T, bool kTwoShot>
-__global__ void __launch_bounds__(kNormThreads) all_reduce_add_rms_norm(const AllReduceNormArgs<X, T> args) {
+__global__ void __launch_bounds__(kNormThreads, 1)
+    all_reduce_add_rms_norm(const AllReduceNormArgs<X, T> args) {
     FS_DYN_SMEM(NormShared, shared);
     shared->lost.clear();
     const Call call = begin_call(args.sum);

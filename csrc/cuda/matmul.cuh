@@ -12,32 +12,29 @@ namespace fastserve::cuda {
 
 enum class Activation : int { kNone, kSilu, kGeluTanh, kRelu };
 
-template <typename T, typename O>
-struct MatmulArgs {
-    Operands<T> operands;
-    const float* bias;  // [N], null: none
-    Activation activation;
-    Output<O> output;  // n: N, or F with gate and up
-};
-
-constexpr int kGroupRows = 8;  // rows of tiles
-
 __device__ __forceinline__ float silu(float x) {
     return x / (1 + __expf(-x));
 }
 
+// silu(x) = x sigmoid(x), and gelu(x) = x / 2 (1 + tanh(u)) = x sigmoid(2 u), u = sqrt(2 / pi) (x + 0.044715
+// x^3): one formula, since code for each, 64 times in a row, would be most of the kernel.
 __device__ __forceinline__ float activate(float x, Activation activation) {
-    switch (activation) {
-        case Activation::kSilu:
-            return silu(x);
-        case Activation::kGeluTanh:  // x / 2 (1 + tanh(u)) = x sigmoid(2 u)
-            return x / (1 + __expf(-1.5957691216f * (x + 0.044715f * x * x * x)));
-        case Activation::kRelu:
-            return x > 0 ? x : 0;
-        default:
-            return x;
-    }
+    if (activation == Activation::kNone) return x;
+    if (activation == Activation::kRelu) return x > 0 ? x : 0;
+    const bool gelu = activation == Activation::kGeluTanh;
+    const float linear = gelu ? 1.5957691216f : 1, cubic = gelu ? 0.0713548163f : 0;
+    return x / (1 + __expf(-x * (linear + cubic * x * x)));
 }
+
+template <typename T>
+struct MatmulArgs {
+    Operands<T> operands;
+    const float* bias;  // [N], null: none
+    Activation activation;
+    Output<T> output;  // n: N, or F with gate and up
+};
+
+constexpr int kGroupRows = 8;  // rows of tiles
 
 struct TilePlace {
     int row, column;  // of the tile's first element in the output
@@ -50,46 +47,32 @@ __device__ __forceinline__ TilePlace place_of(int index, int num_rows, int num_c
     return {first + within % rows, within / rows};
 }
 
-template <class Tile, typename O>
-__device__ __forceinline__ void store_plain(const MatmulArgs<typename Tile::T, O>& args,
-                                            const TilePlace& place, const Accumulators<Tile>& sums) {
+// Eight columns of the output, from `column` on in the tile, which begins at `first_column`.
+template <class Tile, class Columns>
+__device__ __forceinline__ void finish(const MatmulArgs<typename Tile::T>& args,
+                                       const StagedSums<Tile>& staged, int row, int column, int first_column,
+                                       float (&eight)[8]) {
+    if constexpr (Columns::kGated) {
+        float up[8];
+        staged.get(row, column * 2, eight);
+        staged.get(row, column * 2 + 8, up);
 #pragma unroll
-    for (int i = 0; i < Tile::kFragmentsM; ++i)
+        for (int e = 0; e < 8; ++e) eight[e] = silu(eight[e]) * up[e];
+    } else {
+        staged.get(row, column, eight);
 #pragma unroll
-        for (int j = 0; j < Tile::kFragmentsN; ++j)
-#pragma unroll
-            for (int e = 0; e < 4; e += 2) {
-                const int row = place.row + Tile::row(i, e), column = place.column + Tile::column(j, e);
-                float first = sums[i][j][e], second = sums[i][j][e + 1];
-                if (args.bias != nullptr) {
-                    if (column < args.output.n) first += args.bias[column];
-                    if (column + 1 < args.output.n) second += args.bias[column + 1];
-                }
-                args.output.store(row, column, activate(first, args.activation),
-                                  activate(second, args.activation));
-            }
+        for (int e = 0; e < 8; ++e) {
+            const int at = first_column + column + e;
+            const float bias = args.bias != nullptr && at < args.output.n ? args.bias[at] : 0;
+            eight[e] = activate(eight[e] + bias, args.activation);
+        }
+    }
 }
 
-template <class Tile, typename O>
-__device__ __forceinline__ void store_gated(const MatmulArgs<typename Tile::T, O>& args,
-                                            const TilePlace& place, const Accumulators<Tile>& sums) {
-#pragma unroll
-    for (int i = 0; i < Tile::kFragmentsM; ++i)
-#pragma unroll
-        for (int j = 0; j < Tile::kFragmentsN; j += 2)
-#pragma unroll
-            for (int e = 0; e < 4; e += 2) {
-                const int column =
-                    Tile::warp_column() / 2 + j / 2 * 8 + Tile::column(0, e) - Tile::warp_column();
-                args.output.store(place.row + Tile::row(i, e), place.column + column,
-                                  silu(sums[i][j][e]) * sums[i][j + 1][e],
-                                  silu(sums[i][j][e + 1]) * sums[i][j + 1][e + 1]);
-            }
-}
-
-template <class Tile, typename O, class Columns>
-__global__ void __launch_bounds__(Tile::kThreads) matmul(const MatmulArgs<typename Tile::T, O> args) {
-    FS_DYN_SMEM(unsigned char, shared);
+template <class Tile, class Columns>
+__global__ void __launch_bounds__(Tile::kThreads, 1) matmul(const MatmulArgs<typename Tile::T> args) {
+    FS_DYN_SMEM(TileShared<Tile>, shared);
+    const StagedSums<Tile> staged = {shared->sums};
     constexpr int kColumns = Columns::kGated ? Tile::kN / 2 : Tile::kN;  // of the output
     const int num_rows = (args.operands.m + Tile::kM - 1) / Tile::kM;
     const int num_columns = (args.output.n + kColumns - 1) / kColumns;
@@ -99,7 +82,7 @@ __global__ void __launch_bounds__(Tile::kThreads) matmul(const MatmulArgs<typena
     };
     const auto product = [&](const TilePlace& at) {
         return Product<Tile, Columns>{
-            args.operands, shared, {at.row, args.operands.m}, {at.column, args.output.n}};
+            args.operands, shared->stages, {at.row, args.operands.m}, {at.column, args.output.n}};
     };
 
     int index = static_cast<int>(blockIdx.x);
@@ -111,10 +94,11 @@ __global__ void __launch_bounds__(Tile::kThreads) matmul(const MatmulArgs<typena
         product(at).run(sums);
         index += static_cast<int>(gridDim.x);
         if (index < num_tiles) product(place(index)).begin();
-        if constexpr (Columns::kGated)
-            store_gated<Tile>(args, at, sums);
-        else
-            store_plain<Tile>(args, at, sums);
+        staged.put(sums);
+        store_staged<Tile, kColumns>(args.output, at.row, at.column,
+                                     [&](int row, int column, float(&eight)[8]) {
+                                         finish<Tile, Columns>(args, staged, row, column, at.column, eight);
+                                     });
     }
 }
 

@@ -64,7 +64,7 @@ __host__ __device__ __forceinline__ long long matmul_one_shot_bytes(int tiles, i
 
 template <class Tile>
 struct MatmulShared {
-    unsigned char stages[Tile::kSharedBytes];
+    TileShared<Tile> tile;
     Lost lost;
 };
 
@@ -92,11 +92,13 @@ template <class Tile>
 struct Ring {
     using T = typename Tile::T;
     const MatmulAllReduceArgs<T>& args;
+    const StagedSums<Tile> staged;
     const int block, size, rank, after, before;
     uint32_t pushes, receipts, rounds;
 
-    __device__ explicit Ring(const MatmulAllReduceArgs<T>& arguments)
+    __device__ Ring(const MatmulAllReduceArgs<T>& arguments, float* shared_sums)
         : args(arguments),
+          staged{shared_sums},
           block(static_cast<int>(blockIdx.x)),
           size(args.peers.size),
           rank(args.peers.rank),
@@ -162,10 +164,11 @@ struct Ring {
                                        sums[i][j][3],     sums[i][j + 1][0], sums[i][j + 1][1],
                                        sums[i][j + 1][2], sums[i][j + 1][3]};
                 const uint4 bits = pack<T>(pair);
-                store(row, column, i, j, pair);
                 for (int n = 1, to = after; n < size; ++n, to = next_rank(args.peers, to))
                     st_global_16(sum_slot(to, rank, round) + sum_offset<Tile>(i, j), bits);
             }
+        staged.put(sums);
+        store_staged(staged, args.output, row, column);
     }
 
     // The tile of another owner, a round after it was computed. False: a rank is lost.
@@ -175,23 +178,19 @@ struct Ring {
             threadIdx.x != 0 || reached(args.peers, &flags(rank)->finished[block][owner], round);
         if (!all_came(came, lost)) return false;
         const unsigned char* from = sum_slot(rank, owner, round);
-#pragma unroll
+#pragma unroll 1
         for (int i = 0; i < Tile::kFragmentsM; ++i)
-#pragma unroll
+#pragma unroll 1
             for (int j = 0; j < Tile::kFragmentsN; j += 2) {
                 float pair[8];
                 unpack<T>(ld_global_16(from + sum_offset<Tile>(i, j)), pair);
-                store(row, column, i, j, pair);
+                staged.put(i, j, {pair[0], pair[1], pair[2], pair[3]});
+                staged.put(i, j + 1, {pair[4], pair[5], pair[6], pair[7]});
             }
-        __syncthreads();  // all have read before a later flag says so
+        store_staged(staged, args.output, row, column);
+        __syncthreads();  // all are done with the staged tile, and have read the slot before a later flag
+                          // says so
         return true;
-    }
-
-    __device__ __forceinline__ void store(int row, int column, int i, int j, const float (&pair)[8]) const {
-#pragma unroll
-        for (int e = 0; e < 8; e += 2)
-            args.output.store(row + Tile::row(i, e % 4), column + Tile::column(j + e / 4, 0), pair[e],
-                              pair[e + 1]);
     }
 
     __device__ __forceinline__ void end() const {
@@ -203,11 +202,11 @@ struct Ring {
 };
 
 template <class Tile>
-__global__ void __launch_bounds__(Tile::kThreads)
+__global__ void __launch_bounds__(Tile::kThreads, 1)
     matmul_all_reduce_ring(const MatmulAllReduceArgs<typename Tile::T> args) {
     FS_DYN_SMEM(MatmulShared<Tile>, shared);
     shared->lost.clear();
-    Ring<Tile> ring(args);
+    Ring<Tile> ring(args, shared->tile.sums);
     const int size = ring.size, blocks = static_cast<int>(gridDim.x);
     int longest = 0;
     for (int c = 0; c < size; ++c) longest = max(longest, Chunk<Tile>(args.operands, c, size).num_tiles());
@@ -225,7 +224,7 @@ __global__ void __launch_bounds__(Tile::kThreads)
         const Chunk<Tile> chunk(args.operands, chunk_of_step(index % size), size);
         const int tile = index / size * blocks + ring.block;
         return Product<Tile, PlainColumns>{args.operands,
-                                           shared->stages,
+                                           shared->tile.stages,
                                            {chunk.row(tile), args.operands.m},
                                            {chunk.column(tile), args.operands.n}};
     };
@@ -268,7 +267,7 @@ __global__ void __launch_bounds__(Tile::kThreads)
 // --- one-shot ---
 
 template <class Tile>
-__global__ void __launch_bounds__(Tile::kThreads)
+__global__ void __launch_bounds__(Tile::kThreads, 1)
     matmul_all_reduce_one_shot(const MatmulAllReduceArgs<typename Tile::T> args) {
     FS_DYN_SMEM(MatmulShared<Tile>, shared);
     shared->lost.clear();
@@ -286,11 +285,12 @@ __global__ void __launch_bounds__(Tile::kThreads)
     };
     const auto product = [&](int tile) {
         return Product<Tile, PlainColumns>{args.operands,
-                                           shared->stages,
+                                           shared->tile.stages,
                                            {tile % num_rows * Tile::kM, args.operands.m},
                                            {tile / num_rows * Tile::kN, args.operands.n}};
     };
 
+    const StagedSums<Tile> staged = {shared->tile.sums};
     if (first < num_tiles) product(first).begin();
     for (int tile = first; tile < num_tiles; tile += blocks) {
         Accumulators<Tile> sums;
@@ -315,24 +315,18 @@ __global__ void __launch_bounds__(Tile::kThreads)
             thread >= peers.size || reached(peers, &flags(peers.rank)->arrived[tile][thread], call);
         if (!all_came(came, shared->lost)) return;
         const int owner = chunk_of(at.columns.begin, peers.size, args.operands.n);
-#pragma unroll
+#pragma unroll 1
         for (int i = 0; i < Tile::kFragmentsM; ++i)
-#pragma unroll
+#pragma unroll 1
             for (int j = 0; j < Tile::kFragmentsN; ++j) {
-                float sums[4];
+                float sums[4] = {-0.0f, -0.0f, -0.0f, -0.0f};  // adding to it changes nothing
                 for (int n = 0, rank = owner; n < peers.size; ++n) {
                     rank = next_rank(peers, rank);
-                    const uint4 bits =
-                        ld_global_16(slot(peers.rank, tile, rank) + partial_offset<Tile>(i, j));
-                    if (n == 0)
-                        sums[0] = sums[1] = sums[2] = sums[3] = -0.0f;  // adding to it changes nothing
-                    add_bits(sums, bits);
+                    add_bits(sums, ld_global_16(slot(peers.rank, tile, rank) + partial_offset<Tile>(i, j)));
                 }
-#pragma unroll
-                for (int e = 0; e < 4; e += 2)
-                    args.output.store(at.rows.begin + Tile::row(i, e), at.columns.begin + Tile::column(j, 0),
-                                      sums[e], sums[e + 1]);
+                staged.put(i, j, sums);
             }
+        store_staged(staged, args.output, at.rows.begin, at.columns.begin);
         __syncthreads();
     }
     if (thread != 0) return;

@@ -83,6 +83,12 @@ __device__ __forceinline__ unsigned char* piece_of(unsigned char* slice, int row
     return slice + (row * kPieces + (piece ^ row % kPieces)) * 16;
 }
 
+// The first `valid` of a word's two elements.
+__device__ __forceinline__ uint32_t mask_of(int valid) {
+    return valid >= 2 ? 0xffffffffu : valid == 1 ? 0xffffu : 0;
+}
+
+// Zeros beyond the edge.
 template <class Tile, int kRows, class RowMap>
 __device__ __forceinline__ void load_slice(unsigned char* slice, const typename Tile::T* data, long long ld,
                                            int num_columns, int first_column, const RowMap& map) {
@@ -94,13 +100,12 @@ __device__ __forceinline__ void load_slice(unsigned char* slice, const typename 
         const T* from = data + row * ld + column;
         if (row >= 0 && column + 8 <= num_columns) {
             cp_async_16(to, from);
-            continue;
+        } else {
+            const int valid = row >= 0 ? num_columns - column : 0;
+            const uint4 bits = valid > 0 ? ld_global_16(from) : uint4{};
+            *reinterpret_cast<uint4*>(to) = {bits.x & mask_of(valid), bits.y & mask_of(valid - 2),
+                                             bits.z & mask_of(valid - 4), bits.w & mask_of(valid - 6)};
         }
-        Vector<T> part;  // zeros beyond the edge
-#pragma unroll
-        for (int e = 0; e < 8; ++e)
-            if (row >= 0 && column + e < num_columns) part.elements[e] = from[e];
-        *reinterpret_cast<uint4*>(to) = part.bits;
     }
 }
 
@@ -163,7 +168,7 @@ struct Product {
 
     // No thread may still be reading the stages.
     __device__ __forceinline__ void begin() const {
-#pragma unroll
+#pragma unroll 1
         for (int slice = 0; slice < Tile::kStages - 1; ++slice) load(slice);
     }
 
@@ -198,8 +203,8 @@ __device__ __forceinline__ void add_bits(float (&values)[4], uint4 bits) {
     values[2] += __uint_as_float(bits.z), values[3] += __uint_as_float(bits.w);
 }
 
-// Partial tiles travel in the order in which threads hold them: vector v of thread t at 16 (v kThreads + t).
-// Whoever computes the same tile holds the same elements.
+// Partial tiles travel in the order in which threads hold them: fragment f of thread t at 16 (f kThreads +
+// t). Whoever computes the same tile holds the same elements.
 template <class Tile>
 __device__ __forceinline__ long long partial_offset(int i, int j) {
     return 16LL * ((i * Tile::kFragmentsN + j) * Tile::kThreads + static_cast<int>(threadIdx.x));
@@ -211,28 +216,97 @@ __device__ __forceinline__ long long sum_offset(int i, int j) {
     return 16LL * ((i * Tile::kFragmentsN + j) / 2 * Tile::kThreads + static_cast<int>(threadIdx.x));
 }
 
-// Element (row, column) of the tile becomes y[first_row + row, first_column + column]. Pairs of columns are
-// stored at once where y's rows allow it.
-template <typename O>
+// A tile of sums in shared memory, between the threads that computed them and rows of the output. Groups of
+// eight columns are permuted by the row, so that what a half-warp writes at once lies in different banks.
+template <class Tile>
+struct StagedSums {
+    float* values;
+
+    __device__ __forceinline__ float* at(int row, int column) const {
+        return values + row * Tile::kN + (column ^ row % 4 * 8);
+    }
+
+    __device__ __forceinline__ void put(int i, int j, const float (&sums)[4]) const {
+#pragma unroll
+        for (int e = 0; e < 4; e += 2)
+            *reinterpret_cast<float2*>(at(Tile::row(i, e), Tile::column(j, 0))) =
+                make_float2(sums[e], sums[e + 1]);
+    }
+
+    __device__ __forceinline__ void put(const Accumulators<Tile>& sums) const {
+#pragma unroll
+        for (int i = 0; i < Tile::kFragmentsM; ++i)
+#pragma unroll
+            for (int j = 0; j < Tile::kFragmentsN; ++j) put(i, j, sums[i][j]);
+    }
+
+    // Columns column..column + 7, column a multiple of eight.
+    __device__ __forceinline__ void get(int row, int column, float (&eight)[8]) const {
+        const float4* from = reinterpret_cast<const float4*>(at(row, column));
+        const float4 low = from[0], high = from[1];
+        eight[0] = low.x, eight[1] = low.y, eight[2] = low.z, eight[3] = low.w;
+        eight[4] = high.x, eight[5] = high.y, eight[6] = high.z, eight[7] = high.w;
+    }
+};
+
+// y [m, n], of T or of fp32.
+template <typename T>
 struct Output {
-    O* y;
+    void* y;
     long long ld;
     int m, n;
-    bool pairs;  // y, ld: multiples of two elements
+    bool fp32;
+    bool aligned;  // y and rows: multiples of 16 bytes
 
-    __device__ __forceinline__ void store(int row, int column, float first, float second) const {
-        if (row >= m || column >= n) return;
-        O* to = y + row * ld + column;
-        Pair<O> both;
-        round_to(first, both.elements[0]);
-        round_to(second, both.elements[1]);
-        if (pairs && column + 1 < n) {
-            reinterpret_cast<Pair<O>*>(to)->bits = both.bits;
-            return;
-        }
-        to[0] = both.elements[0];
-        if (column + 1 < n) to[1] = both.elements[1];
+    __device__ __forceinline__ void store(int row, int column, const float (&eight)[8]) const {
+        if (fp32)
+            store_as<float>(row, column, eight);
+        else
+            store_as<T>(row, column, eight);
     }
+
+    template <typename O>
+    __device__ __forceinline__ void store_as(int row, int column, const float (&eight)[8]) const {
+        const Rows<O> rows = {static_cast<O*>(y), ld, n, aligned};
+#pragma unroll
+        for (int part = 0; part < 8; part += kPerVector<O>) {
+            float values[kPerVector<O>];
+#pragma unroll
+            for (int e = 0; e < kPerVector<O>; ++e) values[e] = eight[part + e];
+            rows.store(row, (column + part) / kPerVector<O>, pack<O>(values));
+        }
+    }
+};
+
+// Stores the staged tile whose first element is (row, column) of the output, eight columns at a time, after
+// `finish` has had them. kColumns of the output: a tile's own, or half of them where gate and up become one.
+// By all threads, who meet first; they must meet again before the next tile is staged.
+template <class Tile, int kColumns, typename T, class Finish>
+__device__ __forceinline__ void store_staged(const Output<T>& output, int row, int column,
+                                             const Finish& finish) {
+    __syncthreads();
+#pragma unroll 1
+    for (int i = threadIdx.x; i < Tile::kM * kColumns / 8; i += Tile::kThreads) {
+        const int r = i / (kColumns / 8), c = i % (kColumns / 8) * 8;
+        if (row + r >= output.m || column + c >= output.n) continue;
+        float eight[8];
+        finish(r, c, eight);
+        output.store(row + r, column + c, eight);
+    }
+}
+
+template <class Tile, typename T>
+__device__ __forceinline__ void store_staged(const StagedSums<Tile>& staged, const Output<T>& output, int row,
+                                             int column) {
+    store_staged<Tile, Tile::kN>(output, row, column,
+                                 [&](int r, int c, float(&eight)[8]) { staged.get(r, c, eight); });
+}
+
+// What a block has in shared memory.
+template <class Tile>
+struct TileShared {
+    unsigned char stages[Tile::kSharedBytes];
+    float sums[Tile::kM * Tile::kN];
 };
 
 }  // namespace fastserve::cuda

@@ -1,8 +1,11 @@
 // Several emulated devices with exchange areas that all of them see; values of any element type.
 #pragma once
 
+#include <sys/mman.h>
+
 #include <cstdint>
 #include <cstdlib>
+#include <deque>
 #include <functional>
 #include <memory>
 #include <thread>
@@ -35,6 +38,26 @@ class Memory {
     std::unique_ptr<unsigned char, Free> data_;
 };
 
+// An exchange area, of which only what is used takes memory.
+class AreaMemory {
+  public:
+    explicit AreaMemory(size_t bytes)
+        : bytes_(bytes),
+          data_(mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1,
+                     0)) {
+        if (data_ == MAP_FAILED) std::abort();
+    }
+    ~AreaMemory() { munmap(data_, bytes_); }
+    AreaMemory(const AreaMemory&) = delete;
+    AreaMemory& operator=(const AreaMemory&) = delete;
+
+    unsigned char* get() const { return static_cast<unsigned char*>(data_); }
+
+  private:
+    size_t bytes_;
+    void* data_;
+};
+
 class Devices {
   public:
     Devices(int size, size_t area_bytes) {
@@ -62,15 +85,15 @@ class Devices {
     void raise_epoch() { __atomic_store_n(&epoch_, 1, __ATOMIC_RELEASE); }
 
   private:
-    std::vector<Memory> areas_;
+    std::deque<AreaMemory> areas_;
     uint32_t epoch_ = 0;
 };
 
 // A matrix of `T`, rows `ld` apart; what lies between rows stays NaN.
 template <typename T>
-class Matrix {
+class Values {
   public:
-    Matrix(int rows, int d, int extra = 0, int offset = 0)
+    Values(int rows, int d, int extra = 0, int offset = 0)
         : rows_(rows),
           d_(d),
           ld_(d + extra),

@@ -56,7 +56,7 @@ def build(test: str, *, sanitizer: str = "", csrc: Path = ROOT / "csrc", into: P
         "-isystem",
         str(toolkit() / "include"),
     ]
-    inputs = [*headers, *sorted((csrc / "cuda").glob("*.cuh"))]
+    inputs = [*headers, *sorted((csrc / "cuda").iterdir())]
     program = _object(HERE / f"{test}.cpp", ["-DFASTSERVE_CUDA_HOST", *sanitize, *includes], inputs, into)
     return _made(program.with_suffix(""), ["g++", *sanitize, str(program), *map(str, emulator), "-pthread"])
 

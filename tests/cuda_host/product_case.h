@@ -37,12 +37,12 @@ class ProductCase {
 
   private:
     int m_, n_, k_;
-    Matrix<T> x_, w_;
+    Values<T> x_, w_;
 };
 
 // Within the rounding of O, and of a sum of k products of numbers below 1 in fp32.
 template <typename O>
-void check_close(const Matrix<O>& y, int m, int n, const std::function<double(int row, int column)>& exact,
+void check_close(const Values<O>& y, int m, int n, const std::function<double(int row, int column)>& exact,
                  int k) {
     const double rounding = sizeof(O) == 4 ? 1e-6 : std::is_same_v<O, __half> ? 0x1p-11 : 0x1p-8;
     int num_wrong = 0;

@@ -48,7 +48,7 @@ void run_kernel(const Case& c, const AllReduceArgs<T>& args, int blocks, uint64_
 
 // The sum as the essay of the kernels has it, one element at a time.
 template <typename T>
-T expected(const std::vector<Matrix<T>>& parts, const Case& c, int row, int column) {
+T expected(const std::vector<Values<T>>& parts, const Case& c, int row, int column) {
     int rank = chunk_of(column, c.ranks, c.d);
     float sum = 0;
     for (int i = 0; i < c.ranks; ++i) {
@@ -67,7 +67,7 @@ template <typename T>
 void check_case(const Case& c, int num_calls, uint64_t seed) {
     const long long half = half_bytes<T>(c);
     Devices devices(c.ranks, area_bytes(c, half));
-    std::vector<std::vector<Matrix<T>>> parts(num_calls), inputs(num_calls), outputs(num_calls);
+    std::vector<std::vector<Values<T>>> parts(num_calls), inputs(num_calls), outputs(num_calls);
     for (int call = 0; call < num_calls; ++call)
         for (int rank = 0; rank < c.ranks; ++rank) {
             for (auto* matrices : {&parts, &inputs, &outputs})
@@ -116,7 +116,7 @@ void check_lost_rank(Strategy strategy, uint64_t seed) {
     const Case c = {strategy, 3, 2, 1000, 0, 0, 2, 8};
     const long long half = half_bytes<float>(c);
     Devices devices(c.ranks, area_bytes(c, half));
-    std::vector<Matrix<float>> x;
+    std::vector<Values<float>> x;
     for (int rank = 0; rank < c.ranks; ++rank) {
         x.emplace_back(c.rows, c.d);
         x.back().fill([](int, int) { return 1.0f; });

@@ -43,12 +43,12 @@ void check_case(const Case& c, int num_calls, uint64_t seed) {
     const Memory weights(c.d * sizeof(float));
     for (int column = 0; column < c.d; ++column) weights.as<float>()[column] = weight(column);
     devices.run([&](int rank) {
-        const Matrix<T> residual(c.rows, c.d), out(c.rows, c.d, 8);
+        const Values<T> residual(c.rows, c.d), out(c.rows, c.d, 8);
         residual.fill([](int row, int column) { return noise(7, 7, row, column); });
         for (int call = 0; call < num_calls; ++call) {
-            const Matrix<X> x(c.rows, c.d, call % 2);
+            const Values<X> x(c.rows, c.d, call % 2);
             x.fill([&](int row, int column) { return part(call, rank, row, column); });
-            Matrix<T> wanted(c.rows, c.d);
+            Values<T> wanted(c.rows, c.d);
             wanted.fill([&](int row, int column) {
                 int r = chunk_of(column, c.ranks, c.d);
                 float sum = 0;

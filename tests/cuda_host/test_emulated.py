@@ -12,20 +12,30 @@ import pytest
 from .host_build import ROOT, build, run
 from .mutations import MUTATIONS, Mutation
 
-TESTS = ("test_all_reduce", "test_all_reduce_add_rms_norm", "test_matmul", "test_matmul_all_reduce")
+KERNELS = (
+    "test_all_reduce",
+    "test_all_reduce_add_rms_norm",
+    "test_matmul",
+    "test_matmul_all_reduce",
+)
 SEEDS = range(1, 6)
 
 
-@pytest.mark.parametrize("test", TESTS)
+@pytest.mark.parametrize("test", KERNELS)
 def test_kernels_equal_the_reference_in_every_order_of_threads(test: str) -> None:
     program = build(test)
-    for seed in SEEDS:
-        done = run(program, str(seed))
-        assert done.returncode == 0, f"seed {seed}: {done.stdout[-2000:]}{done.stderr[-2000:]}"
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for seed, done in zip(SEEDS, pool.map(lambda seed: run(program, str(seed)), SEEDS), strict=True):
+            assert done.returncode == 0, f"seed {seed}: {done.stdout[-2000:]}{done.stderr[-2000:]}"
+
+
+def test_launchers_choose_what_gives_the_right_result() -> None:
+    done = run(build("test_launchers"))
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
 
 
 @pytest.mark.parametrize("sanitizer", ["thread", "address,undefined"])
-@pytest.mark.parametrize("test", TESTS)
+@pytest.mark.parametrize("test", [*KERNELS, "test_launchers"])
 def test_kernels_are_clean_under_sanitizers(test: str, sanitizer: str) -> None:
     done = run(build(test, sanitizer=sanitizer))
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[:4000]

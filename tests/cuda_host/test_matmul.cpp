@@ -22,14 +22,14 @@ void check_case(int m, int n, int k, Activation activation, bool with_bias, int 
     const ProductCase<T> product(m, kGated ? 2 * n : n, k, 0);
     const Memory bias(n * sizeof(float));
     for (int column = 0; column < n; ++column) bias.as<float>()[column] = noise(3, 3, 3, column);
-    const Matrix<O> y(m, n, 1);
+    const Values<O> y(m, n, n % 3);
     const Rows<O> rows = y.rows();
-    const MatmulArgs<T, O> args = {product.operands(),
-                                   with_bias ? bias.as<float>() : nullptr,
-                                   activation,
-                                   {rows.data, rows.ld, m, n, rows.ld % 2 == 0}};
-    const cuda_host::Launch shape = {blocks, Tile::kThreads, Tile::kSharedBytes, 2, seed, "matmul"};
-    cuda_host::launch(shape, [&] { matmul<Tile, O, Columns>(args); });
+    const MatmulArgs<T> args = {product.operands(),
+                                with_bias ? bias.as<float>() : nullptr,
+                                activation,
+                                {rows.data, rows.ld, m, n, sizeof(O) == 4, rows.aligned}};
+    const cuda_host::Launch shape = {blocks, Tile::kThreads, sizeof(TileShared<Tile>), 2, seed, "matmul"};
+    cuda_host::launch(shape, [&] { matmul<Tile, Columns>(args); });
     const auto exact = [&](int row, int column) -> double {
         if constexpr (kGated) {
             const double gate = product.exact(row, column);
@@ -66,12 +66,12 @@ void check_same_bits(uint64_t seed) {
     using T = typename Large::T;
     constexpr int kM = 20, kN = 70, kK = 300;
     const ProductCase<T> product(kM, kN, kK, 0);
-    const Matrix<float> all(kM, kN), one(1, kN);
-    const auto run = [&]<class Tile>(Operands<T> operands, const Matrix<float>& y) {
-        const MatmulArgs<T, float> args = {
-            operands, nullptr, Activation::kNone, {y.rows().data, kN, operands.m, kN, true}};
-        cuda_host::launch({2, Tile::kThreads, Tile::kSharedBytes, 2, seed, "matmul"},
-                          [&] { matmul<Tile, float, PlainColumns>(args); });
+    const Values<float> all(kM, kN), one(1, kN);
+    const auto run = [&]<class Tile>(Operands<T> operands, const Values<float>& y) {
+        const MatmulArgs<T> args = {
+            operands, nullptr, Activation::kNone, {y.rows().data, kN, operands.m, kN, true, kN % 4 == 0}};
+        cuda_host::launch({2, Tile::kThreads, sizeof(TileShared<Tile>), 2, seed, "matmul"},
+                          [&] { matmul<Tile, PlainColumns>(args); });
     };
     run.template operator()<Large>(product.operands(), all);
     for (int row : {0, 7, 19}) {

@@ -44,12 +44,12 @@ template <typename T>
 struct Call {
     Shape shape;
     std::vector<ProductCase<T>> parts;
-    std::vector<Matrix<T>> outputs;
+    std::vector<Values<T>> outputs;
 
     Call(const Shape& s, int ranks) : shape(s) {
         for (int rank = 0; rank < ranks; ++rank) {
             parts.emplace_back(s.m, s.n, s.k + rank % 2, rank);
-            outputs.emplace_back(s.m, s.n, s.m % 2);
+            outputs.emplace_back(s.m, s.n, s.k % 8);
         }
     }
 
@@ -57,7 +57,7 @@ struct Call {
         const Rows<T> y = outputs[rank].rows();
         return {devices.peers(rank),
                 parts[rank].operands(),
-                {y.data, y.ld, shape.m, shape.n, y.ld % 2 == 0},
+                {y.data, y.ld, shape.m, shape.n, false, y.aligned},
                 kHalfBytes};
     }
 
@@ -69,10 +69,10 @@ struct Call {
             return sum;
         };
         check_close(outputs[0], shape.m, shape.n, exact, shape.k * ranks);
-        for (const Matrix<T>& output : outputs) CHECK(same_bits(output, outputs[0]));
+        for (const Values<T>& output : outputs) CHECK(same_bits(output, outputs[0]));
     }
 
-    bool same_bits(const Matrix<T>& a, const Matrix<T>& b) const {
+    bool same_bits(const Values<T>& a, const Values<T>& b) const {
         bool same = true;
         for (int row = 0; row < shape.m; ++row)
             same = same && std::memcmp(&a.at(row, 0), &b.at(row, 0), shape.n * sizeof(T)) == 0;
@@ -150,8 +150,8 @@ int main(int argc, char** argv) {
     if constexpr (!kQuick) {
         using Middle = Tile<__nv_bfloat16, 64, 64, 4, 2, 2>;
         using Large = Tile<__nv_bfloat16, 128, 128, 3, 2, 4>;
-        for (int ranks = 2; ranks <= kMaxRanks; ++ranks) {
-            check_calls<Small, Middle, true>(ranks, {{1, 1, 1, 1}, {70, 1100, 70, 3}, {7, 4097, 33, 4}},
+        for (int ranks : {2, 3, 8}) {
+            check_calls<Small, Middle, true>(ranks, {{1, 1, 1, 1}, {70, 1100, 70, 3}, {7, 1025, 33, 4}},
                                              seed);
             check_calls<Small, Middle, false>(ranks, {{1, 1, 1, 1}, {7, 129, 70, 2}, {16, 300, 33, 4}}, seed);
         }

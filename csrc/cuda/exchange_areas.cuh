@@ -1,0 +1,45 @@
+// Where each op's area lies in an exchange buffer, and how large it is.
+#pragma once
+
+#include "all_reduce.cuh"
+#include "arguments.h"
+#include "matmul_all_reduce.cuh"
+
+namespace fastserve::cuda {
+
+// Slots of one call: sums of up to 8 MB in two shots (a decode step of 512 rows of 8192 in bf16), longer ones
+// go by the ring.
+constexpr long long kAllReduceHalfBytes = 16 << 20;
+// 16 rows of 16384 columns from 8 ranks, in fp32; more rows go by the ring.
+constexpr long long kMatmulHalfBytes = 16 << 20;
+constexpr int kRingBlocks = 64;     // of an all_reduce: enough to fill NVLink's 450 GB/s at 7-10 GB/s a block
+constexpr int kMatmulBlocks = 160;  // no device has more multiprocessors (B200: 148)
+
+static_assert(kMaxRanks == kMaxExchangeRanks);
+
+enum class Area { kAllReduce, kRing, kMatmulRing, kMatmulOneShot, kEnd };
+
+inline long long area_offset(Area area, int size) {
+    const long long bytes[] = {kAllReduceFlagBytes + 2 * kAllReduceHalfBytes,
+                               kRingFlagBytes + kRingBlocks * kRingSlots * kSlotBytes,
+                               kMatmulRingFlagBytes + kMatmulBlocks * matmul_ring_block_bytes(size),
+                               kMatmulOneShotFlagBytes + 2 * kMatmulHalfBytes};
+    long long offset = 0;
+    for (int i = 0; i < static_cast<int>(area); ++i) offset += bytes[i];
+    return offset;
+}
+
+inline Peers peers_in(const Exchange& exchange, Area area) {
+    require(2 <= exchange.size && exchange.size <= kMaxRanks, "an exchange must have 2 to 8 ranks");
+    Peers peers = {};
+    peers.rank = exchange.rank;
+    peers.size = exchange.size;
+    for (int rank = 0; rank < exchange.size; ++rank)
+        peers.areas[rank] =
+            static_cast<unsigned char*>(exchange.buffers[rank]) + area_offset(area, exchange.size);
+    peers.epoch = exchange.epoch;
+    peers.current_epoch = exchange.current_epoch;
+    return peers;
+}
+
+}  // namespace fastserve::cuda

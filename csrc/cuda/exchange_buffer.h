@@ -1,0 +1,43 @@
+// This rank's exchange buffer in device memory, and its peers' mapped beside it. Needs no header of CUDA.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "launch.h"
+
+namespace fastserve::cuda {
+
+class ExchangeBuffer {
+  public:
+    // On the current device, zeroed. Throws std::invalid_argument unless 0 <= rank < size and 2 <= size <= 8.
+    ExchangeBuffer(int rank, int size);
+    ~ExchangeBuffer();
+    ExchangeBuffer(const ExchangeBuffer&) = delete;
+    ExchangeBuffer& operator=(const ExchangeBuffer&) = delete;
+
+    // What another process of this host maps the buffer by (CUDA IPC), opaque.
+    std::string handle() const;
+    // Maps those of all ranks, in their order; this rank's own is passed over. Throws std::invalid_argument
+    // for a wrong number, or one that is no handle.
+    void connect(const std::vector<std::string>& handles);
+    // Ends every kernel of this rank that waits for a peer; what they have computed is undefined. From any
+    // thread.
+    void raise_epoch();
+
+    // For the launchers. Throws std::invalid_argument before connect.
+    const Exchange& exchange() const;
+
+  private:
+    void close_peers();
+
+    Exchange exchange_ = {};
+    uint32_t* epoch_ = nullptr;  // the host's memory, which the device sees
+    bool connected_ = false;
+};
+
+// How many devices there are. Throws std::runtime_error where there is no driver.
+int device_count();
+
+}  // namespace fastserve::cuda

@@ -1,0 +1,79 @@
+"""The CUDA ops (csrc/cuda/launch.h), where fastserve was built with nvcc.
+
+Addresses are of device memory, strides in elements, types are indices of _C.DATA_TYPES, epilogues of EPILOGUES; a
+stream is a cudaStream_t. Everything is enqueued on the current device. ValueError says what was wrong; RuntimeError
+has CUDA's own words, "no driver" among them.
+"""
+
+from collections.abc import Sequence
+
+EPILOGUES: tuple[str, ...]
+
+def device_count() -> int: ...
+def exchange_bytes(size: int) -> int: ...
+
+class ExchangeBuffer:
+    """A rank's exchange buffer on the current device (csrc/cuda/exchange_buffer.h)."""
+
+    def __init__(self, rank: int, size: int) -> None: ...
+    @property
+    def handle(self) -> bytes: ...
+    def connect(self, handles: Sequence[bytes]) -> None: ...
+    def raise_epoch(self) -> None: ...
+
+def all_reduce(
+    buffer: ExchangeBuffer, x: int, ldx: int, out: int, ldo: int, rows: int, d: int, type: int, stream: int, /
+) -> None: ...
+def all_reduce_add_rms_norm(
+    buffer: ExchangeBuffer,
+    x: int,
+    ldx: int,
+    residual: int,
+    ldr: int,
+    weight: int,
+    eps: float,
+    out: int,
+    ldo: int,
+    rows: int,
+    d: int,
+    x_type: int,
+    type: int,
+    stream: int,
+    /,
+) -> None: ...
+def matmul(
+    x: int,
+    ldx: int,
+    w: int,
+    ldw: int,
+    y: int,
+    ldy: int,
+    m: int,
+    n: int,
+    k: int,
+    type: int,
+    y_type: int,
+    bias: int,
+    epilogue: int,
+    stream: int,
+    /,
+) -> None: ...
+def matmul_all_reduce(
+    buffer: ExchangeBuffer,
+    x: int,
+    ldx: int,
+    w: int,
+    ldw: int,
+    y: int,
+    ldy: int,
+    m: int,
+    n: int,
+    k: int,
+    type: int,
+    y_type: int,
+    stream: int,
+    /,
+) -> None: ...
+def swap(
+    from_: int, to: int, from_blocks: int, to_blocks: int, num_blocks: int, block_bytes: int, stream: int, /
+) -> None: ...
