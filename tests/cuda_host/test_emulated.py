@@ -35,7 +35,7 @@ def test_launchers_choose_what_gives_the_right_result() -> None:
 
 
 @pytest.mark.parametrize("sanitizer", ["thread", "address,undefined"])
-@pytest.mark.parametrize("test", [*KERNELS, "test_launchers"])
+@pytest.mark.parametrize("test", KERNELS)
 def test_kernels_are_clean_under_sanitizers(test: str, sanitizer: str) -> None:
     done = run(build(test, sanitizer=sanitizer))
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[:4000]

@@ -1,0 +1,133 @@
+"""The calls of test_matmul_all_reduce.py, and one of the ranks that make them.
+
+A rank is a process: the kernels of a process are interpreted one program after another. Run as a script: the rank, a
+folder for its results, then "ranks:descriptor" of the shared memory of each group that it is in; "lost:descriptor" is
+the group that waits for its last rank in vain. It says "ready" and starts when told to, for who comes early would
+spin, and keep from the cores those who are still importing torch.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import signal
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+os.environ["TRITON_INTERPRET"] = "1"
+
+import numpy as np
+import torch
+from fastserve.kernels.matmul_all_reduce import Peers, matmul_all_reduce, most_tiles
+from torch import Tensor
+
+MAX_ROWS, MAX_COLUMNS = 32, 96
+GROUPS = (4, 3, 2)
+LOST_RANKS = 3
+FIRST_EPOCH = 7
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    m: int
+    n: int
+    dtype: torch.dtype
+    out_dtype: torch.dtype
+    architecture: int = 80
+    ordered: bool = False  # K = 1, and partial sums of which the order shows in the result
+
+
+# One after another in the same memory, so that halves are used again, by other shapes too; 40 rows are two calls.
+# tl.dot of bf16 is wrong in the interpreter: fp16 and fp32.
+CALLS = (
+    Call(5, 33, torch.float16, torch.float16),
+    Call(1, 7, torch.float32, torch.float32),
+    Call(17, 70, torch.float16, torch.float32, architecture=90),
+    Call(40, 33, torch.float32, torch.float32),
+    Call(4, 83, torch.float32, torch.float32, ordered=True),
+    Call(4, 83, torch.float16, torch.float16, ordered=True),
+)
+
+
+def operands(call_idx: int, rank: int, num_ranks: int) -> tuple[Tensor, Tensor]:
+    """x [M, K_r] and w [N, K_r], columns of wider matrices of NaNs; K_r differs between ranks."""
+    call = CALLS[call_idx]
+    generator = torch.Generator().manual_seed(100 * call_idx + rank)
+    k = 1 if call.ordered else 23 + 21 * rank
+    x = torch.full((call.m, k + 5), torch.nan, dtype=call.dtype)
+    w = torch.full((call.n, k + 3), torch.nan, dtype=call.dtype)
+    if call.ordered:
+        # Row i: large from rank i, its negative from the next, and from the others what a large one swallows.
+        x[:, 2] = (rank + 3) * 2.0**-15
+        x[rank::num_ranks, 2] = 2.0**14
+        x[(rank - 1) % num_ranks :: num_ranks, 2] = -(2.0**14)
+        w[:, 1] = 1 + torch.arange(call.n) / 128
+    else:
+        x[:, 2 : 2 + k] = torch.randn(call.m, k, generator=generator)
+        w[:, 1 : 1 + k] = torch.randn(call.n, k, generator=generator)
+    return x[:, 2 : 2 + k], w[:, 1 : 1 + k]
+
+
+def sizes(num_ranks: int) -> tuple[int, int]:
+    """Elements of a rank's partial sums and flags."""
+    return 2 * num_ranks * MAX_ROWS * MAX_COLUMNS, 2 * num_ranks * most_tiles(MAX_ROWS, MAX_COLUMNS)
+
+
+def region_bytes(num_ranks: int) -> int:
+    """The epoch, then each rank's partial sums, then each rank's flags."""
+    return 64 + num_ranks * 4 * sum(sizes(num_ranks))
+
+
+class Group:
+    """A rank's view of the shared memory."""
+
+    def __init__(self, rank: int, num_ranks: int, descriptor: int) -> None:
+        region = torch.frombuffer(mmap.mmap(descriptor, region_bytes(num_ranks)), dtype=torch.int32)
+        partials, flags = sizes(num_ranks)
+        self.num_ranks = num_ranks
+        self.epoch = region[:1]
+        self.flags = region[16 + num_ranks * partials :].view(num_ranks, 2, num_ranks, -1)
+        first = region.data_ptr() + 64
+        self.peers = Peers(
+            rank=rank,
+            partials=first + 4 * partials * torch.arange(num_ranks),
+            flags=first + 4 * num_ranks * partials + 4 * flags * torch.arange(num_ranks),
+            sequence=torch.zeros(2, dtype=torch.int32),
+            epoch=self.epoch,
+            expected_epoch=FIRST_EPOCH,
+            max_rows=MAX_ROWS,
+            max_columns=MAX_COLUMNS,
+        )
+
+    def call(self, call_idx: int) -> Tensor:
+        call = CALLS[call_idx]
+        x, w = operands(call_idx, self.peers.rank, self.num_ranks)
+        out = torch.full((call.m, call.n + 4), torch.nan, dtype=call.out_dtype)
+        matmul_all_reduce(x, w, self.peers, out=out[:, 3:-1], architecture=call.architecture)
+        return out
+
+
+def main(rank: int, folder: Path, groups: list[str]) -> None:
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: no rank outlives the test
+    print("ready", flush=True)
+    sys.stdin.readline()
+    for name, descriptor in (group.split(":") for group in groups):
+        if name != "lost":
+            group = Group(rank, int(name), int(descriptor))
+            for call_idx in range(len(CALLS)):
+                np.save(folder / f"{name}_{call_idx}_{rank}.npy", group.call(call_idx).numpy())
+            continue
+        group = Group(rank, LOST_RANKS, int(descriptor))
+        if rank < LOST_RANKS - 1:
+            group.call(0)
+            (folder / f"released_{rank}").touch()
+        else:  # the others have pushed their first tile of call 1 and are about to wait
+            while not (group.flags[rank, 1, : LOST_RANKS - 1, 0] == 1).all():
+                os.sched_yield()
+            group.epoch.fill_(FIRST_EPOCH + 1)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:])
