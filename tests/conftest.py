@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,9 @@ from typing import Any
 import pytest
 
 SMOLLM2 = "smollm2-135m"
+
+# Triton kernels run in its interpreter, on CPU tensors: it is chosen when a kernel is defined.
+os.environ["TRITON_INTERPRET"] = "1"
 
 
 def pytest_configure() -> None:
