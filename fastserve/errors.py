@@ -31,6 +31,10 @@ class CapacityError(FastServeError):
     """A request can never fit (KV blocks, context); the message holds the numbers."""
 
 
+class BackendError(FastServeError):
+    """What would run an op on this device is not installed; the message says how to get it."""
+
+
 class OverloadedError(FastServeError):
     """The queue of waiting requests is full; `retry_after_s` estimates when to come back."""
 

@@ -7,6 +7,7 @@ from types import TracebackType
 from typing import Any, Protocol, Self
 
 from fastserve import _C
+from fastserve.distributed.device_exchange import connect_device_exchange
 from fastserve.distributed.symmetric import SymmetricHeap
 from fastserve.errors import GroupError
 
@@ -39,6 +40,7 @@ class Group:
         self.peers = peers
         self.spans_hosts = spans_hosts
         self._exchange = exchange
+        self._device_exchange: Any = None
         self._heap = SymmetricHeap(peers)
         # Also at exit: a process that ends in good order is no loss to the others.
         self._closed = False
@@ -51,9 +53,22 @@ class Group:
             raise GroupError("this group spans hosts: its ranks exchange buffers, by `peers`, and no tiles")
         return self._exchange
 
+    @property
+    def device_exchange(self) -> Any:
+        """What the ops on CUDA tensors take: this rank's buffer on the current device, which its peers have mapped.
+
+        Made at the first use, at which all ranks must be. Raises GroupError where the group spans hosts, or where
+        fastserve was built without its CUDA ops.
+        """
+        if self._device_exchange is None:
+            self._device_exchange = connect_device_exchange(self.exchange)
+        return self._device_exchange
+
     def raise_epoch(self) -> None:
         """Ends the group for all ranks: whoever waits for one gets a RankLostError."""
         self._exchange.raise_epoch()
+        if self._device_exchange is not None:
+            self._device_exchange.raise_epoch()
 
     def empty(self, *shape: int, dtype: Any) -> Any:
         """A torch tensor in memory that all ranks see: `all_reduce` of it, or of its beginning, copies nothing.

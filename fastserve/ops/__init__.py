@@ -11,6 +11,7 @@ except ImportError as error:
 from fastserve.ops import reference
 from fastserve.ops.add_rms_norm import add_rms_norm
 from fastserve.ops.all_reduce import all_reduce
+from fastserve.ops.all_reduce_add_rms_norm import all_reduce_add_rms_norm
 from fastserve.ops.embed import embed
 from fastserve.ops.file_rows import FileRows
 from fastserve.ops.kv_cache import KvCache, KvIndex
@@ -26,6 +27,7 @@ from fastserve.ops.select_rows import select_rows
 from fastserve.ops.silu_mul import silu_mul
 from fastserve.ops.split import split
 from fastserve.ops.store_kv import store_kv
+from fastserve.ops.swap import swap
 
 __all__ = [
     "FileRows",
@@ -35,6 +37,7 @@ __all__ = [
     "Sampled",
     "add_rms_norm",
     "all_reduce",
+    "all_reduce_add_rms_norm",
     "embed",
     "matmul",
     "matmul_all_reduce",
@@ -49,5 +52,6 @@ __all__ = [
     "silu_mul",
     "split",
     "store_kv",
+    "swap",
     "unpack",
 ]

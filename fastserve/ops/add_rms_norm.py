@@ -24,13 +24,14 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Ten
 
 def reference(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
     residual += x
-    return residual * torch.rsqrt(residual.square().mean(-1, keepdim=True) + eps) * weight
+    exact = residual.float()
+    return (exact * torch.rsqrt(exact.square().mean(-1, keepdim=True) + eps) * weight).to(x.dtype)
 
 
 def _allocate(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
     arguments.rows("x", x)
     num_rows, d = x.shape
-    arguments.rows("residual", residual, num_rows=num_rows, num_columns=d, written=True)
+    arguments.rows("residual", residual, num_rows=num_rows, num_columns=d, written=True, dtype=x.dtype)
     arguments.vector("weight", weight, dtype=torch.float32, size=d)
     return x.new_empty(x.shape)
 
@@ -46,8 +47,18 @@ def _cpu(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
     return out
 
 
+def _triton(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
+    from fastserve.kernels.add_rms_norm import add_rms_norm as kernel
+
+    out = _allocate(x, residual, weight, eps)
+    kernel(x, residual, weight, eps, out=out)
+    return out
+
+
 _op = registry.register(
     "add_rms_norm(Tensor x, Tensor(a!) residual, Tensor weight, float eps) -> Tensor",
-    cpu=_cpu,
     fake=_allocate,
+    reference=reference,
+    cpu=_cpu,
+    triton=_triton,
 )

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fastserve.ops.backend import activation_dtypes
+
 
 def require(name: str, holds: bool, rule: str, value: object) -> None:
     """Raises ValueError("<name> must <rule>, got <value>") unless the rule holds."""
@@ -24,11 +26,16 @@ def rows(
     num_rows: int | None = None,
     num_columns: int | None = None,
     written: bool = False,
+    dtype: torch.dtype | None = None,
 ) -> None:
-    """An activation: fp32 [rows, columns], each row contiguous; rows that are written do not overlap."""
+    """An activation [rows, columns], each row contiguous; rows that are written do not overlap.
+
+    dtype: of another activation of the op; None: any that the device has: fp32, on GPUs also bf16 and fp16
+    """
+    dtypes = activation_dtypes(tensor.device) if dtype is None else (dtype,)
     good = (
         tensor.dim() == 2
-        and tensor.dtype == torch.float32
+        and tensor.dtype in dtypes
         and (num_rows is None or tensor.shape[0] == num_rows)
         and (num_columns is None or tensor.shape[1] == num_columns)
         and (tensor.stride(1) == 1 or tensor.shape[1] <= 1)
@@ -38,7 +45,8 @@ def rows(
         wanted = [
             any_size if size is None else size for size, any_size in ((num_rows, "T"), (num_columns, "D"))
         ]
-        require(name, False, f"be float32 [{wanted[0]}, {wanted[1]}] with contiguous rows", describe(tensor))
+        names = " or ".join(str(allowed).removeprefix("torch.") for allowed in dtypes)
+        require(name, False, f"be {names} [{wanted[0]}, {wanted[1]}] with contiguous rows", describe(tensor))
 
 
 def vector(name: str, tensor: Tensor, *, dtype: torch.dtype, size: int | None = None) -> None:

@@ -21,12 +21,14 @@ _BLOCK_BYTES: dict[FileType, int] = {"Q4_0": 2 + 16, "Q4_1": 2 + 2 + 16, "Q8_0":
 class FileRows:
     """A matrix [V, D] of which each row is a GGUF row of the given type.
 
-    data [V, row_bytes] uint8, contiguous
+    data  [V, row_bytes] uint8, contiguous
+    dtype of what embed makes of them
     """
 
     data: Tensor
     type: FileType
     d: int
+    dtype: torch.dtype = torch.float32
 
     def __post_init__(self) -> None:
         """Raises ValueError naming the field that is wrong."""
@@ -59,7 +61,8 @@ def of_tensor(table: Tensor) -> FileRows:
     names = {dtype: name for name, dtype in _PLAIN.items()}
     good = table.dim() == 2 and table.dtype in names and table.is_contiguous()
     arguments.require("table", good, "be contiguous fp32, fp16 or bf16 [V, D]", arguments.describe(table))
-    return FileRows(table.view(torch.uint8), names[table.dtype], table.shape[1])
+    dtype = table.dtype if table.is_cuda else torch.float32
+    return FileRows(table.view(torch.uint8), names[table.dtype], table.shape[1], dtype)
 
 
 def dequantise(rows: FileRows) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 from weakref import WeakValueDictionary
 
 import torch
@@ -25,33 +25,54 @@ class Group(Protocol):
     def exchange(self) -> _C.Exchange: ...
     @property
     def peers(self) -> _C.PeerGroup: ...
+    @property
+    def device_exchange(self) -> Any: ...
 
 
-# Tiles go through an exchange; ranks of several hosts share no memory for tiles and sum finished rows.
-Reducer = _C.Exchange | _C.PeerGroup
+class Sized(Protocol):
+    """What the reference needs of a group, or of what sums for it."""
+
+    @property
+    def size(self) -> int: ...
+
+
+# Tiles go through an exchange; ranks of several hosts share no memory for tiles and sum finished rows. GPUs have an
+# exchange buffer (fastserve._cuda.ExchangeBuffer).
+HostReducer = _C.Exchange | _C.PeerGroup
 
 # A torch op takes tensors and numbers, so a reducer travels as its id; an entry dies with its reducer.
-_reducers: WeakValueDictionary[int, Reducer] = WeakValueDictionary()
+_reducers: WeakValueDictionary[int, Any] = WeakValueDictionary()
 
 _F32 = _C.DATA_TYPES.index("f32")
 _SUM = _C.REDUCE_OPS.index("sum")
+_CPU = torch.device("cpu")
 
 
-def handle_of(group: Group | None) -> int:
-    """The number under which a registered op finds what sums for the group; 0: alone."""
+def handle_of(group: Group | None, device: torch.device = _CPU) -> int:
+    """The number under which a registered op finds what sums for the group on a device; 0: alone."""
     if group is None or group.size == 1:
         return 0
-    reducer = group.peers if group.spans_hosts else group.exchange
+    reducer = group.device_exchange if device.type == "cuda" else _on_host(group)
     _reducers[id(reducer)] = reducer
     return id(reducer)
 
 
-def reducer_of(handle: int) -> Reducer | None:
-    """Raises ValueError for a handle of no living group."""
+def _on_host(group: Group) -> HostReducer:
+    return group.peers if group.spans_hosts else group.exchange
+
+
+def reducer_of(handle: int) -> Any:
+    """None: alone. Raises ValueError for a handle of no living group."""
     if handle == 0:
         return None
     reducer = _reducers.get(handle)
     arguments.require("exchange", reducer is not None, "be the handle of a living group", handle)
+    return reducer
+
+
+def host_reducer_of(handle: int) -> HostReducer | None:
+    reducer = reducer_of(handle)
+    assert reducer is None or isinstance(reducer, HostReducer)
     return reducer
 
 
@@ -63,7 +84,7 @@ def sum_rows(peers: _C.PeerGroup, x: Tensor) -> None:
         x.copy_(rows)
 
 
-def reference_sum(x: Tensor, group: Group | None) -> Tensor:
+def reference_sum(x: Tensor, group: Sized | None) -> Tensor:
     """The sum of the ranks' x in the order of the ranks, by torch.distributed's default group.
 
     Raises ValueError if there is more than one rank and torch.distributed is not initialised with as many.

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from fastserve.ops import arguments
+from fastserve.ops.backend import lays_rows
 
 BLOCK_SIZE = 16  # P: keys per block = lanes of one vector of scores (csrc/ops.h, kBlockSize)
 MAX_HEAD_DIM = 256  # kMaxHeadDim of csrc/cpu/paged_attention.cpp
@@ -15,10 +17,13 @@ MAX_HEAD_DIM = 256  # kMaxHeadDim of csrc/cpu/paged_attention.cpp
 
 @dataclass(frozen=True, slots=True)
 class KvCache:
-    """KV blocks of one layer: a key is a lane, so that one vector holds the scores of a block.
+    """KV blocks of one layer.
 
+    CPUs: a key is a lane, so that one vector holds the scores of a block
     k fp32 [B, K, E, P], bf16 [B, K, E / 2, P, 2]
     v      [B, K, P, E], the same dtype
+    GPUs: a key is a row
+    k, v   [B, K, P, E] bf16, fp16 or fp32
     """
 
     k: Tensor
@@ -26,16 +31,38 @@ class KvCache:
 
     @classmethod
     def empty(
-        cls, num_blocks: int, num_kv_heads: int, head_dim: int, dtype: torch.dtype = torch.float32
+        cls,
+        num_blocks: int,
+        num_kv_heads: int,
+        head_dim: int,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
     ) -> KvCache:
-        """Zeroed blocks. Raises ValueError for a dtype other than fp32 and bf16, or an odd bf16 head_dim."""
-        arguments.require("dtype", dtype in (torch.float32, torch.bfloat16), "be float32 or bfloat16", dtype)
-        k_shape: tuple[int, ...] = (num_blocks, num_kv_heads, head_dim, BLOCK_SIZE)
-        if dtype == torch.bfloat16:
-            arguments.require("head_dim", head_dim % 2 == 0, "be even for bfloat16", head_dim)
-            k_shape = (num_blocks, num_kv_heads, head_dim // 2, BLOCK_SIZE, 2)
-        v_shape = (num_blocks, num_kv_heads, BLOCK_SIZE, head_dim)
-        return cls(torch.zeros(k_shape, dtype=dtype), torch.zeros(v_shape, dtype=dtype))
+        """Zeroed blocks. Raises ValueError for a dtype that the device does not keep, or an odd bf16 head_dim."""
+        device = torch.device(device)
+        dtypes = kept_dtypes(device)
+        arguments.require("dtype", dtype in dtypes, f"be {_names(dtypes)}", dtype)
+        k_shape, v_shape = shapes(num_blocks, num_kv_heads, head_dim, dtype, device)
+        return cls(
+            torch.zeros(k_shape, dtype=dtype, device=device), torch.zeros(v_shape, dtype=dtype, device=device)
+        )
+
+    def keys(self, block: Tensor, lane: Tensor) -> Tensor:
+        """[n, K, E] fp32: the keys at (block[i], lane[i])."""
+        if lays_rows(self.k.device):
+            return self.k[block, :, lane].float()
+        keys = self.k[block, :, :, lane]  # [n, K, E] or [n, K, E / 2, 2]
+        return keys.reshape(len(block), -1, self.v.shape[3]).float()
+
+    def set_keys(self, block: Tensor, lane: Tensor, keys: Tensor) -> None:
+        """keys [n, K, E]"""
+        keys = keys.to(self.k.dtype)
+        if lays_rows(self.k.device):
+            self.k[block, :, lane] = keys
+        elif self.k.dtype == torch.bfloat16:
+            self.k[block, :, :, lane] = keys.reshape(*keys.shape[:2], -1, 2)
+        else:
+            self.k[block, :, :, lane] = keys
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,25 +79,40 @@ class KvIndex:
     tables: Tensor
 
 
+def kept_dtypes(device: torch.device) -> tuple[torch.dtype, ...]:
+    return (torch.float32, torch.bfloat16, *([torch.float16] if lays_rows(device) else []))
+
+
+def _names(dtypes: Sequence[torch.dtype]) -> str:
+    return " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+
+
+def shapes(
+    num_blocks: int, num_kv_heads: int, head_dim: int, dtype: torch.dtype, device: torch.device
+) -> tuple[list[int], list[int]]:
+    """Of k and of v. Raises ValueError for an odd head_dim in the CPU's bf16."""
+    rows = [num_blocks, num_kv_heads, BLOCK_SIZE, head_dim]
+    if lays_rows(device):
+        return rows, rows
+    if dtype == torch.bfloat16:
+        arguments.require("head_dim", head_dim % 2 == 0, "be even for bfloat16", head_dim)
+        return [num_blocks, num_kv_heads, head_dim // 2, BLOCK_SIZE, 2], rows
+    return [num_blocks, num_kv_heads, head_dim, BLOCK_SIZE], rows
+
+
 def check_cache(k: Tensor, v: Tensor) -> None:
     """Raises ValueError naming cache.k or cache.v."""
-    good = (
-        v.dim() == 4
-        and v.is_contiguous()
-        and v.dtype in (torch.float32, torch.bfloat16)
-        and v.shape[2] == BLOCK_SIZE
-    )
-    arguments.require(
-        "cache.v", good, f"be contiguous fp32 or bf16 [B, K, {BLOCK_SIZE}, E]", arguments.describe(v)
-    )
+    dtypes = kept_dtypes(v.device)
+    good = v.dim() == 4 and v.is_contiguous() and v.dtype in dtypes and v.shape[2] == BLOCK_SIZE
+    wanted = f"be contiguous {_names(dtypes)} [B, K, {BLOCK_SIZE}, E]"
+    arguments.require("cache.v", good, wanted, arguments.describe(v))
     num_blocks, num_kv_heads, _, head_dim = v.shape
     arguments.require("cache.v", head_dim <= MAX_HEAD_DIM, f"have head_dim <= {MAX_HEAD_DIM}", head_dim)
-    wanted = [num_blocks, num_kv_heads, head_dim, BLOCK_SIZE]
-    if v.dtype == torch.bfloat16:
-        wanted = [num_blocks, num_kv_heads, head_dim // 2, BLOCK_SIZE, 2]
-        arguments.require("cache.v", head_dim % 2 == 0, "have an even head_dim for bf16", head_dim)
-    good = k.dtype == v.dtype and list(k.shape) == wanted and k.is_contiguous()
-    arguments.require("cache.k", good, f"be contiguous {v.dtype} {wanted}", arguments.describe(k))
+    even = head_dim % 2 == 0 or v.dtype != torch.bfloat16 or lays_rows(v.device)
+    arguments.require("cache.v", even, "have an even head_dim for bf16", head_dim)
+    k_shape, _ = shapes(num_blocks, num_kv_heads, head_dim, v.dtype, v.device)
+    good = k.dtype == v.dtype and list(k.shape) == k_shape and k.is_contiguous()
+    arguments.require("cache.k", good, f"be contiguous {v.dtype} {k_shape}", arguments.describe(k))
 
 
 def check_index(row_slot: Tensor, positions: Tensor, tables: Tensor, num_rows: int) -> None:

@@ -2,35 +2,50 @@
 
 from __future__ import annotations
 
+from typing import Literal, get_args
+
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from fastserve import _C
-from fastserve.ops import arguments, registry
+from fastserve.ops import arguments, device_call, registry, weight_rows
+from fastserve.ops.backend import lays_rows
 from fastserve.ops.packed_weight import QUANT_BLOCK, PackedWeight, check, unpack
 
-# What the kernels do to x before they multiply; f32 and f16 weights leave it as it is.
+Epilogue = Literal["none", "silu", "gelu_tanh", "relu", "silu_mul"]
+
+# What the CPU's kernels do to x before they multiply; f32 and f16 weights leave it as it is.
 _ROUNDED = ("bf16", "q8", "q4", "q4m")
 MAX_CODE = 8127  # kMaxCode of csrc/cpu/matmul.h: two digits of base 128
 
 
-def matmul(x: Tensor, w: PackedWeight) -> Tensor:
-    """x w^T, in fp32; the order of a sum depends on K alone, so a row's bits do not depend on other rows.
+def matmul(x: Tensor, w: PackedWeight, *, bias: Tensor | None = None, epilogue: Epilogue = "none") -> Tensor:
+    """epilogue(x w^T + bias), summed in fp32; the order of a sum depends on K alone, so a row's bits do not depend on
+    other rows.
 
-    x   [M, K] fp32, rows contiguous; rounded to bf16 for a bf16 weight, to 14 bits with a scale per 32 for a
-        quantised one
-    w   [N, K] PackedWeight (fastserve.ops.pack)
-    out [M, N] fp32
+    x        [M, K] rows contiguous; on the CPU fp32, rounded to bf16 for a bf16 weight and to 14 bits with a scale per
+             32 for a quantised one; on GPUs bf16, fp16 or fp32, a plain weight's own type
+    w        [N, K] PackedWeight (fastserve.ops.pack)
+    bias     [N] fp32
+    epilogue silu, gelu_tanh (its tanh form), relu; silu_mul: w is [gate | up], out = silu(x gate^T) * x up^T, no bias
+    out      [M, N], for silu_mul [M, N / 2], of x's dtype
     Raises ValueError naming the argument whose shape or dtype is wrong.
     """
-    return _op(x, w.data, w.type, w.n, w.k)
+    return _op(x, w.data, w.type, w.n, w.k, bias, epilogue)
 
 
-def reference(x: Tensor, w: Tensor | PackedWeight) -> Tensor:
+def reference(
+    x: Tensor, w: Tensor | PackedWeight, *, bias: Tensor | None = None, epilogue: Epilogue = "none"
+) -> Tensor:
     """In fp32: x stays as it is for a plain w [N, K] of any dtype, is rounded as above for a packed one."""
-    if isinstance(w, PackedWeight):
-        return round_activations(x, w.type) @ unpack(w).T
-    return x @ w.float().T
+    if not isinstance(w, PackedWeight):
+        product = x.float() @ w.float().T
+    elif lays_rows(w.data.device):
+        product = x.float() @ unpack(w).to(x.dtype).float().T
+    else:
+        product = round_activations(x.float(), w.type) @ unpack(w).T
+    return finish(product, bias, epilogue).to(x.dtype)
 
 
 def round_activations(x: Tensor, weight_type: str) -> Tensor:
@@ -43,10 +58,25 @@ def round_activations(x: Tensor, weight_type: str) -> Tensor:
     return ((blocks / torch.where(scale == 0, 1.0, scale)).round() * scale).flatten(-2)
 
 
+def finish(product: Tensor, bias: Tensor | None, epilogue: str) -> Tensor:
+    if bias is not None:
+        product = product + bias
+    if epilogue == "silu_mul":
+        gate, up = product.chunk(2, dim=-1)
+        return functional.silu(gate) * up
+    if epilogue == "gelu_tanh":
+        return functional.gelu(product, approximate="tanh")
+    if epilogue == "none":
+        return product
+    return functional.silu(product) if epilogue == "silu" else product.relu()
+
+
 def allocate(x: Tensor, w: Tensor, type: str, n: int, k: int) -> Tensor:
-    """Checks the arguments and makes room for the product."""
+    """Checks the operands and makes room for the product."""
     check(w, type, n, k)
     arguments.rows("x", x, num_columns=k)
+    if lays_rows(x.device) and type in weight_rows.PLAIN:
+        arguments.rows("x", x, dtype=weight_rows.PLAIN[type])
     return x.new_empty((x.shape[0], n))
 
 
@@ -54,7 +84,31 @@ def check_alignment(w: Tensor) -> None:
     arguments.require("w", w.data_ptr() % 64 == 0, "start at a multiple of 64 bytes", hex(w.data_ptr()))
 
 
-def _cpu(x: Tensor, w: Tensor, type: str, n: int, k: int) -> Tensor:
+def _allocate(  # noqa: PLR0917 (the schema's order)
+    x: Tensor, w: Tensor, type: str, n: int, k: int, bias: Tensor | None, epilogue: str
+) -> Tensor:
+    epilogues = get_args(Epilogue)
+    arguments.require("epilogue", epilogue in epilogues, f"be one of {', '.join(epilogues)}", epilogue)
+    product = allocate(x, w, type, n, k)
+    if bias is not None:
+        arguments.vector("bias", bias, dtype=torch.float32, size=n)
+    if epilogue != "silu_mul":
+        return product
+    arguments.require("bias", bias is None, "be None for silu_mul", "a tensor")
+    arguments.require("w", n % 2 == 0, "have an even number of rows for silu_mul", n)
+    return x.new_empty((x.shape[0], n // 2))
+
+
+def _reference(  # noqa: PLR0917 (the schema's order)
+    x: Tensor, w: Tensor, type: str, n: int, k: int, bias: Tensor | None, epilogue: Epilogue
+) -> Tensor:
+    return reference(x, PackedWeight(w, type, n, k), bias=bias, epilogue=epilogue)  # type: ignore[arg-type]
+
+
+def _cpu(  # noqa: PLR0917 (the schema's order)
+    x: Tensor, w: Tensor, type: str, n: int, k: int, bias: Tensor | None, epilogue: str
+) -> Tensor:
+    _allocate(x, w, type, n, k, bias, epilogue)
     out = allocate(x, w, type, n, k)
     check_alignment(w)
     if x.shape[0]:
@@ -62,9 +116,77 @@ def _cpu(x: Tensor, w: Tensor, type: str, n: int, k: int) -> Tensor:
             x.data_ptr(), x.stride(0), x.shape[0], w.data_ptr(), type, n, k,
             out.data_ptr(), out.stride(0),
         )  # fmt: skip
+    return finish(out, bias, epilogue)
+
+
+def multiply_by_triton(  # noqa: PLR0917 (the schema's order)
+    x: Tensor,
+    w: Tensor,
+    type: str,
+    n: int,
+    k: int,
+    bias: Tensor | None,
+    epilogue: str,
+    out: Tensor,
+) -> None:
+    """Into `out`, of x's dtype or fp32."""
+    from fastserve.kernels.matmul import matmul as kernel
+
+    values, scales, minima = weight_rows.parts(w, type, n, k)
+    weight_type = "plain" if scales is None else type
+    kernel(
+        x,
+        values,
+        out=out,
+        weight_type=weight_type,
+        scales=scales,
+        minima=minima,
+        bias=bias,
+        epilogue=epilogue,
+    )
+
+
+def multiply_by_cuda(  # noqa: PLR0917 (the schema's order)
+    x: Tensor,
+    w: Tensor,
+    type: str,
+    n: int,
+    k: int,
+    bias: Tensor | None,
+    epilogue: str,
+    out: Tensor,
+) -> None:
+    """Into `out`, of x's dtype or fp32. Raises ValueError for a weight that is neither bf16 nor f16."""
+    arguments.require(
+        "type", type in ("bf16", "f16"), "be bf16 or f16 for the backend cuda (triton has all)", type
+    )
+    cuda = device_call.cuda()
+    call = device_call.product(device_call.aligned_rows(x), weight_rows.parts(w, type, n, k).values, out)
+    address = 0 if bias is None else bias.data_ptr()
+    cuda.matmul(*call, address, cuda.EPILOGUES.index(epilogue), device_call.stream_of(x))
+
+
+def _triton(  # noqa: PLR0917 (the schema's order)
+    x: Tensor, w: Tensor, type: str, n: int, k: int, bias: Tensor | None, epilogue: str
+) -> Tensor:
+    out = _allocate(x, w, type, n, k, bias, epilogue)
+    multiply_by_triton(x, w, type, n, k, bias, epilogue, out)
+    return out
+
+
+def _cuda(  # noqa: PLR0917 (the schema's order)
+    x: Tensor, w: Tensor, type: str, n: int, k: int, bias: Tensor | None, epilogue: str
+) -> Tensor:
+    out = _allocate(x, w, type, n, k, bias, epilogue)
+    multiply_by_cuda(x, w, type, n, k, bias, epilogue, out)
     return out
 
 
 _op = registry.register(
-    "matmul(Tensor x, Tensor w, str type, int n, int k) -> Tensor", cpu=_cpu, fake=allocate
+    "matmul(Tensor x, Tensor w, str type, int n, int k, Tensor? bias, str epilogue) -> Tensor",
+    fake=_allocate,
+    reference=_reference,
+    cpu=_cpu,
+    triton=_triton,
+    cuda=_cuda,
 )

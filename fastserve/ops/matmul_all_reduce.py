@@ -6,9 +6,11 @@ import torch
 from torch import Tensor
 
 from fastserve import _C
-from fastserve.ops import arguments, registry
-from fastserve.ops.group import Group, handle_of, reducer_of, reference_sum, sum_rows
-from fastserve.ops.matmul import allocate, check_alignment
+from fastserve.ops import arguments, device_call, registry, weight_rows
+from fastserve.ops.all_reduce import sum_on_device
+from fastserve.ops.backend import has_triton
+from fastserve.ops.group import Group, Sized, handle_of, host_reducer_of, reducer_of, reference_sum, sum_rows
+from fastserve.ops.matmul import allocate, check_alignment, multiply_by_cuda, multiply_by_triton
 from fastserve.ops.matmul import reference as reference_matmul
 from fastserve.ops.packed_weight import PackedWeight, WeightType, pack
 
@@ -18,15 +20,15 @@ _TYPE_OF: dict[torch.dtype, WeightType] = {torch.float32: "f32", torch.bfloat16:
 def matmul_all_reduce(x: Tensor, w: PackedWeight | Tensor, group: Group | None) -> Tensor:
     """sum over ranks of x w^T; every rank ends with the same bits.
 
-    x     [M, K_rank] fp32, rows contiguous: this rank's columns; M the same on every rank
+    x     [M, K_rank] as in matmul: this rank's columns; M the same on every rank
     w     [N, K_rank] PackedWeight, or a plain fp32, bf16 or fp16 tensor, which every call packs anew (fp32
           stays fp32): pack a weight that is used twice
     group the ranks that all make this call; None: alone. Across hosts rows are summed once they are finished.
-    out   [M, N] fp32
+    out   [M, N] of x's dtype
     Raises ValueError naming the argument whose shape or dtype is wrong, RankLostError if a rank died.
     """
     w = packed(w)
-    return _op(x, w.data, w.type, w.n, w.k, handle_of(group))
+    return _op(x, w.data, w.type, w.n, w.k, handle_of(group, x.device))
 
 
 def packed(w: PackedWeight | Tensor) -> PackedWeight:
@@ -37,7 +39,7 @@ def packed(w: PackedWeight | Tensor) -> PackedWeight:
     return pack(w, _TYPE_OF[w.dtype])
 
 
-def reference(x: Tensor, w: Tensor | PackedWeight, group: Group | None) -> Tensor:
+def reference(x: Tensor, w: Tensor | PackedWeight, group: Sized | None) -> Tensor:
     return reference_sum(reference_matmul(x, w), group)
 
 
@@ -50,7 +52,7 @@ def multiply_and_sum(  # noqa: PLR0917 (the schemas' order)
 ) -> None:
     """Into `out`. norm: address and row stride of a residual, address of a norm's weight, eps; none: no norm."""
     check_alignment(w)
-    reducer = reducer_of(exchange)
+    reducer = host_reducer_of(exchange)
     rows = x.shape[0]
     if not rows:
         return
@@ -73,8 +75,37 @@ def _cpu(x: Tensor, w: Tensor, type: str, n: int, k: int, exchange: int) -> Tens
     return out
 
 
+def _reference(x: Tensor, w: Tensor, type: str, n: int, k: int, exchange: int) -> Tensor:  # noqa: PLR0917 (the schema's order)
+    return reference(x, PackedWeight(w, type, n, k), reducer_of(exchange))  # type: ignore[arg-type]
+
+
+def _cuda(x: Tensor, w: Tensor, type: str, n: int, k: int, exchange: int) -> Tensor:  # noqa: PLR0917 (the schema's order)
+    out = allocate(x, w, type, n, k)
+    buffer = reducer_of(exchange)
+    if buffer is None:
+        multiply_on_device(x, w, type, n, k, out)
+    elif type in ("bf16", "f16"):
+        call = device_call.product(device_call.aligned_rows(x), weight_rows.parts(w, type, n, k).values, out)
+        device_call.cuda().matmul_all_reduce(buffer, *call, device_call.stream_of(x))
+    else:  # what has no fused kernel: partial sums in fp32, rounded once, as in the fused one
+        partial = x.new_empty(out.shape, dtype=torch.float32)
+        multiply_on_device(x, w, type, n, k, partial)
+        sum_on_device(partial, exchange)
+        out.copy_(partial)
+    return out
+
+
+def multiply_on_device(x: Tensor, w: Tensor, type: str, n: int, k: int, out: Tensor) -> None:  # noqa: PLR0917 (the schema's order)
+    """Into `out`, of x's dtype or fp32, by what there is."""
+    multiply = multiply_by_triton if has_triton() else multiply_by_cuda
+    multiply(x, w, type, n, k, None, "none", out)
+
+
 _op = registry.register(
     "matmul_all_reduce(Tensor x, Tensor w, str type, int n, int k, int exchange) -> Tensor",
-    cpu=_cpu,
     fake=_allocate,
+    reference=_reference,
+    cpu=_cpu,
+    cuda=_cuda,
+    prefer_cuda=True,
 )

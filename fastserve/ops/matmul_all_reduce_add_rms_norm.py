@@ -7,11 +7,17 @@ from torch import Tensor
 
 from fastserve.ops import arguments, registry
 from fastserve.ops.add_rms_norm import reference as reference_norm
-from fastserve.ops.group import Group, handle_of
+from fastserve.ops.all_reduce_add_rms_norm import norm_on_device
+from fastserve.ops.backend import has_triton
+from fastserve.ops.group import Group, Sized, handle_of, reducer_of
 from fastserve.ops.matmul import allocate
-from fastserve.ops.matmul_all_reduce import multiply_and_sum, packed
+from fastserve.ops.matmul_all_reduce import multiply_and_sum, multiply_on_device, packed
 from fastserve.ops.matmul_all_reduce import reference as reference_product
 from fastserve.ops.packed_weight import PackedWeight
+
+# On GPUs: up to there the sum is one exchange of a few tens of microseconds, which takes the norm along; beyond it,
+# overlapping product and exchange is worth more.
+MAX_SEPARATE_ROWS = 64
 
 
 def matmul_all_reduce_add_rms_norm(  # noqa: PLR0917 (the order of the two ops in one)
@@ -26,24 +32,24 @@ def matmul_all_reduce_add_rms_norm(  # noqa: PLR0917 (the order of the two ops i
 
     The bits of matmul_all_reduce, then add_rms_norm: a rank adds what it receives to its residual, tile by tile, and
     normalises rows while they are in the caches.
-    x           [M, K_rank] fp32, rows contiguous: this rank's columns; M the same on every rank
+    x           [M, K_rank] as in matmul: this rank's columns; M the same on every rank
     w           [N, K_rank] as in matmul_all_reduce
     group       the ranks that all make this call; None: alone
-    residual    [M, N] fp32, rows contiguous; the same on every rank; updated in place
+    residual    [M, N] of x's dtype, rows contiguous; the same on every rank; updated in place
     norm_weight [N] fp32
-    out         [M, N] fp32
+    out         [M, N] of x's dtype
     Raises ValueError naming the argument whose shape or dtype is wrong, RankLostError if a rank died; the residual
     then holds nothing of use.
     Source: Zhang & Sennrich 2019, eq. 4.
     """
     w = packed(w)
-    return _op(x, w.data, w.type, w.n, w.k, handle_of(group), residual, norm_weight, eps)
+    return _op(x, w.data, w.type, w.n, w.k, handle_of(group, x.device), residual, norm_weight, eps)
 
 
 def reference(  # noqa: PLR0917
     x: Tensor,
     w: Tensor | PackedWeight,
-    group: Group | None,
+    group: Sized | None,
     residual: Tensor,
     norm_weight: Tensor,
     eps: float,
@@ -63,7 +69,7 @@ def _allocate(  # noqa: PLR0917 (the schema's order)
     eps: float,
 ) -> Tensor:
     out = allocate(x, w, type, n, k)
-    arguments.rows("residual", residual, num_rows=out.shape[0], num_columns=n, written=True)
+    arguments.rows("residual", residual, num_rows=out.shape[0], num_columns=n, written=True, dtype=x.dtype)
     arguments.vector("norm_weight", norm_weight, dtype=torch.float32, size=n)
     return out
 
@@ -85,9 +91,48 @@ def _cpu(  # noqa: PLR0917 (the schema's order)
     return out
 
 
+def _reference(  # noqa: PLR0917 (the schema's order)
+    x: Tensor,
+    w: Tensor,
+    type: str,
+    n: int,
+    k: int,
+    exchange: int,
+    residual: Tensor,
+    norm_weight: Tensor,
+    eps: float,
+) -> Tensor:
+    weight = PackedWeight(w, type, n, k)  # type: ignore[arg-type]
+    return reference(x, weight, reducer_of(exchange), residual, norm_weight, eps)
+
+
+def _cuda(  # noqa: PLR0917 (the schema's order)
+    x: Tensor,
+    w: Tensor,
+    type: str,
+    n: int,
+    k: int,
+    exchange: int,
+    residual: Tensor,
+    norm_weight: Tensor,
+    eps: float,
+) -> Tensor:
+    out = _allocate(x, w, type, n, k, exchange, residual, norm_weight, eps)
+    if x.shape[0] > MAX_SEPARATE_ROWS and has_triton():
+        product = registry.implementation("matmul_all_reduce", "cuda")(x, w, type, n, k, exchange)
+        out.copy_(registry.implementation("add_rms_norm", "triton")(product, residual, norm_weight, eps))
+    else:
+        partial = x.new_empty(out.shape, dtype=torch.float32)
+        multiply_on_device(x, w, type, n, k, partial)
+        norm_on_device(partial, exchange, residual, norm_weight, eps, out)
+    return out
+
+
 _op = registry.register(
     "matmul_all_reduce_add_rms_norm(Tensor x, Tensor w, str type, int n, int k, int exchange, Tensor(a!) residual, "
     "Tensor norm_weight, float eps) -> Tensor",
-    cpu=_cpu,
     fake=_allocate,
+    reference=_reference,
+    cpu=_cpu,
+    cuda=_cuda,
 )

@@ -15,12 +15,12 @@ def paged_attention(
 ) -> Tensor:
     """out[t, h] = softmax(q[t, h] . keys * scale) values, over the keys 0..positions[t] of the row's slot.
 
-    q          [T, H * E] fp32, rows contiguous
+    q          [T, H * E] fp32, on GPUs also bf16 or fp16; rows contiguous
     cache      KvCache, in which the rows' own keys are stored
     index      KvIndex
     kv_of_head [H] int32: query head h reads KV head kv_of_head[h]
     window     keys a row sees, its own included; 0: all
-    out        [T, H * E] fp32; bit-identical however rows are grouped into calls
+    out        [T, H * E] of q's dtype; bit-identical however rows are grouped into calls
     Raises ValueError naming the argument whose shape, dtype or content is wrong.
     Source: Kwon et al. 2023 (paged KV); Milakov & Gimelshein 2018 (one-pass softmax).
     """
@@ -47,22 +47,20 @@ def reference(
         last = index.positions[rows].long()[:, None]  # the key that a row sees last: its own
         begin = max(int(last.min()) - window + 1, 0) if window else 0
         keys, values = _gather(cache, index.tables[slot], begin, int(last.max()) + 1)
-        positions = torch.arange(begin, begin + keys.shape[1])
+        positions = torch.arange(begin, begin + keys.shape[1], device=q.device)
         seen = (positions <= last) & (positions > last - window if window else True)  # [rows, keys]
-        queries = q[rows].reshape(len(rows), -1, head_dim).transpose(0, 1)
+        queries = q[rows].float().reshape(len(rows), -1, head_dim).transpose(0, 1)
         scores = queries @ keys[heads].transpose(1, 2) * scale  # [H, rows, keys]
         weights = scores.masked_fill(~seen, -torch.inf).softmax(-1)
-        out[rows] = (weights @ values[heads]).transpose(0, 1).reshape(len(rows), -1)
+        out[rows] = (weights @ values[heads]).transpose(0, 1).reshape(len(rows), -1).to(q.dtype)
     return out
 
 
 def _gather(cache: KvCache, table: Tensor, begin: int, end: int) -> tuple[Tensor, Tensor]:
     """The keys and the values of positions begin..end - 1: [K, end - begin, E] fp32."""
-    positions = torch.arange(begin, end)
+    positions = torch.arange(begin, end, device=table.device)
     block, lane = table[positions // BLOCK_SIZE].long(), positions % BLOCK_SIZE
-    keys = cache.k[block, :, :, lane]  # [p, K, E] or [p, K, E / 2, 2]
-    keys = keys.reshape(len(positions), -1, cache.v.shape[3])
-    return keys.float().transpose(0, 1), cache.v[block, :, lane].float().transpose(0, 1)
+    return cache.keys(block, lane).transpose(0, 1), cache.v[block, :, lane].float().transpose(0, 1)
 
 
 def _allocate(  # noqa: PLR0917 (the schema's order)
@@ -95,9 +93,30 @@ def _cpu(  # noqa: PLR0917 (the schema's order)
     return out
 
 
+def _reference(  # noqa: PLR0917 (the schema's order)
+    q: Tensor, k_cache: Tensor, v_cache: Tensor, row_slot: Tensor, positions: Tensor, tables: Tensor,
+    kv_of_head: Tensor, *, scale: float, window: int = 0,
+) -> Tensor:  # fmt: skip
+    cache, index = KvCache(k_cache, v_cache), KvIndex(row_slot, positions, tables)
+    return reference(q, cache, index, kv_of_head, scale=scale, window=window)
+
+
+def _triton(  # noqa: PLR0917 (the schema's order)
+    q: Tensor, k_cache: Tensor, v_cache: Tensor, row_slot: Tensor, positions: Tensor, tables: Tensor,
+    kv_of_head: Tensor, *, scale: float, window: int = 0,
+) -> Tensor:  # fmt: skip
+    from fastserve.kernels.paged_attention import paged_attention as kernel
+
+    out = _allocate(q, k_cache, v_cache, row_slot, positions, tables, kv_of_head, scale=scale, window=window)
+    kernel(q, k_cache, v_cache, row_slot, positions, tables, kv_of_head, out, scale=scale, window=window)
+    return out
+
+
 _op = registry.register(
     "paged_attention(Tensor q, Tensor k_cache, Tensor v_cache, Tensor row_slot, Tensor positions, "
     "Tensor tables, Tensor kv_of_head, *, float scale, int window=0) -> Tensor",
-    cpu=_cpu,
     fake=_allocate,
+    reference=_reference,
+    cpu=_cpu,
+    triton=_triton,
 )

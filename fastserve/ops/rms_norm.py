@@ -22,7 +22,8 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 def reference(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * weight
+    exact = x.float()
+    return (exact * torch.rsqrt(exact.square().mean(-1, keepdim=True) + eps) * weight).to(x.dtype)
 
 
 def _allocate(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -50,4 +51,18 @@ def _cpu(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return out
 
 
-_op = registry.register("rms_norm(Tensor x, Tensor weight, float eps) -> Tensor", cpu=_cpu, fake=_allocate)
+def _triton(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    from fastserve.kernels.rms_norm import rms_norm as kernel
+
+    out = _allocate(x, weight, eps)
+    kernel(x, weight, eps, out=out)
+    return out
+
+
+_op = registry.register(
+    "rms_norm(Tensor x, Tensor weight, float eps) -> Tensor",
+    fake=_allocate,
+    reference=reference,
+    cpu=_cpu,
+    triton=_triton,
+)

@@ -30,7 +30,7 @@ def reference(q: Tensor, k: Tensor, positions: Tensor, inv_freq: Tensor, *, head
     turn = torch.polar(torch.ones_like(angles), angles).to(torch.complex64)[:, None]  # [T, 1, R / 2]
     num_turned = 2 * inv_freq.numel()
     for x in (q, k):
-        heads = x.reshape(x.shape[0], -1, head_dim).clone()
+        heads = x.reshape(x.shape[0], -1, head_dim).float().clone()
         pairs = heads[..., :num_turned].reshape(*heads.shape[:2], -1, 2)
         heads[..., :num_turned] = torch.view_as_real(torch.view_as_complex(pairs) * turn).flatten(-2)
         x.copy_(heads.reshape(x.shape))
@@ -39,7 +39,7 @@ def reference(q: Tensor, k: Tensor, positions: Tensor, inv_freq: Tensor, *, head
 def _check(q: Tensor, k: Tensor, positions: Tensor, inv_freq: Tensor, *, head_dim: int) -> None:
     arguments.require("head_dim", head_dim >= 1, "be >= 1", head_dim)
     arguments.rows("q", q, written=True)
-    arguments.rows("k", k, num_rows=q.shape[0], written=True)
+    arguments.rows("k", k, num_rows=q.shape[0], written=True, dtype=q.dtype)
     arguments.require("q", q.shape[1] % head_dim == 0, f"hold heads of {head_dim}", f"{q.shape[1]} columns")
     arguments.require("k", k.shape[1] % head_dim == 0, f"hold heads of {head_dim}", f"{k.shape[1]} columns")
     arguments.vector("positions", positions, dtype=torch.int32, size=q.shape[0])
@@ -59,8 +59,17 @@ def _cpu(q: Tensor, k: Tensor, positions: Tensor, inv_freq: Tensor, *, head_dim:
         )  # fmt: skip
 
 
+def _triton(q: Tensor, k: Tensor, positions: Tensor, inv_freq: Tensor, *, head_dim: int) -> None:
+    from fastserve.kernels.rotary import rotary as kernel
+
+    _check(q, k, positions, inv_freq, head_dim=head_dim)
+    kernel(q, k, positions, inv_freq, head_dim=head_dim)
+
+
 _op = registry.register(
     "rotary(Tensor(a!) q, Tensor(b!) k, Tensor positions, Tensor inv_freq, *, int head_dim) -> ()",
-    cpu=_cpu,
     fake=_check,
+    reference=reference,
+    cpu=_cpu,
+    triton=_triton,
 )

@@ -39,7 +39,7 @@ def sample(
 ) -> Sampled:
     """The token of largest logit / temperature + Gumbel noise, among those that top-k, top-p and min-p leave.
 
-    logits      [S, V] fp32, rows contiguous
+    logits      [S, V] fp32, on GPUs also bf16 or fp16; rows contiguous
     temperature [S]    fp32; below 1e-5: the largest logit, ties to the lowest id
     seed        [S]    int64, and
     output_idx  [S]    int32: with the token id they key the noise; a draw depends on nothing else of a batch
@@ -49,10 +49,6 @@ def sample(
     Raises ValueError naming the argument whose shape or dtype is wrong.
     Source: Gumbel-max, e.g. Maddison et al. 2014; Philox, Salmon et al. 2011.
     """
-    num_rows = logits.shape[0]
-    top_k = torch.zeros(num_rows, dtype=torch.int32) if top_k is None else top_k
-    top_p = torch.ones(num_rows) if top_p is None else top_p
-    min_p = torch.zeros(num_rows) if min_p is None else min_p
     return Sampled(*_op(logits, temperature, seed, output_idx, top_k, top_p, min_p))
 
 
@@ -67,7 +63,7 @@ def reference(
     min_p: Tensor | None = None,
 ) -> Sampled:
     tokens = []
-    for s, row in enumerate(logits):
+    for s, row in enumerate(logits.float()):
         if temperature[s] < GREEDY_BELOW:
             tokens.append(int(row.argmax()))
             continue
@@ -103,21 +99,26 @@ def _allocate(  # noqa: PLR0917 (the schema's order)
     temperature: Tensor,
     seed: Tensor,
     output_idx: Tensor,
-    top_k: Tensor,
-    top_p: Tensor,
-    min_p: Tensor,
+    top_k: Tensor | None,
+    top_p: Tensor | None,
+    min_p: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     arguments.rows("logits", logits)
     num_rows, vocab_size = logits.shape
     arguments.require("logits", vocab_size >= 1, "have at least one column", vocab_size)
-    floats = {"temperature": temperature, "top_p": top_p, "min_p": min_p}
-    for name, tensor in floats.items():
-        arguments.vector(name, tensor, dtype=torch.float32, size=num_rows)
-    arguments.vector("top_k", top_k, dtype=torch.int32, size=num_rows)
+    arguments.vector("temperature", temperature, dtype=torch.float32, size=num_rows)
+    options = (
+        ("top_k", top_k, torch.int32),
+        ("top_p", top_p, torch.float32),
+        ("min_p", min_p, torch.float32),
+    )
+    for name, tensor, dtype in options:
+        if tensor is not None:
+            arguments.vector(name, tensor, dtype=dtype, size=num_rows)
     arguments.vector("seed", seed, dtype=torch.int64, size=num_rows)
     arguments.vector("output_idx", output_idx, dtype=torch.int32, size=num_rows)
     integers = logits.new_empty(num_rows, dtype=torch.int32)
-    return integers, logits.new_empty(num_rows), torch.empty_like(integers)
+    return integers, logits.new_empty(num_rows, dtype=torch.float32), torch.empty_like(integers)
 
 
 def _cpu(  # noqa: PLR0917 (the schema's order)
@@ -125,12 +126,16 @@ def _cpu(  # noqa: PLR0917 (the schema's order)
     temperature: Tensor,
     seed: Tensor,
     output_idx: Tensor,
-    top_k: Tensor,
-    top_p: Tensor,
-    min_p: Tensor,
+    top_k: Tensor | None,
+    top_p: Tensor | None,
+    min_p: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     token_ids, logprobs, ranks = _allocate(logits, temperature, seed, output_idx, top_k, top_p, min_p)
-    if logits.shape[0]:
+    num_rows = logits.shape[0]
+    top_k = torch.zeros(num_rows, dtype=torch.int32) if top_k is None else top_k
+    top_p = torch.ones(num_rows) if top_p is None else top_p
+    min_p = torch.zeros(num_rows) if min_p is None else min_p
+    if num_rows:
         _C.ops.sample(
             logits.data_ptr(), logits.stride(0), logits.shape[0], logits.shape[1], temperature.data_ptr(),
             top_k.data_ptr(), top_p.data_ptr(), min_p.data_ptr(), seed.data_ptr(), output_idx.data_ptr(),
@@ -139,9 +144,43 @@ def _cpu(  # noqa: PLR0917 (the schema's order)
     return token_ids, logprobs, ranks
 
 
+def _reference(  # noqa: PLR0917 (the schema's order)
+    logits: Tensor,
+    temperature: Tensor,
+    seed: Tensor,
+    output_idx: Tensor,
+    top_k: Tensor | None,
+    top_p: Tensor | None,
+    min_p: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    sampled = reference(logits, temperature, seed, output_idx, top_k=top_k, top_p=top_p, min_p=min_p)
+    return sampled.token_ids, sampled.logprobs, sampled.ranks
+
+
+def _triton(  # noqa: PLR0917 (the schema's order)
+    logits: Tensor,
+    temperature: Tensor,
+    seed: Tensor,
+    output_idx: Tensor,
+    top_k: Tensor | None,
+    top_p: Tensor | None,
+    min_p: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    from fastserve.kernels.sample import sample as kernel
+
+    token_ids, logprobs, ranks = _allocate(logits, temperature, seed, output_idx, top_k, top_p, min_p)
+    kernel(
+        logits, temperature, seed, output_idx, top_k=top_k, top_p=top_p, min_p=min_p,
+        token_ids=token_ids, logprobs=logprobs, ranks=ranks,
+    )  # fmt: skip
+    return token_ids, logprobs, ranks
+
+
 _op = registry.register(
-    "sample(Tensor logits, Tensor temperature, Tensor seed, Tensor output_idx, Tensor top_k, Tensor top_p, "
-    "Tensor min_p) -> (Tensor, Tensor, Tensor)",
-    cpu=_cpu,
+    "sample(Tensor logits, Tensor temperature, Tensor seed, Tensor output_idx, Tensor? top_k, Tensor? top_p, "
+    "Tensor? min_p) -> (Tensor, Tensor, Tensor)",
     fake=_allocate,
+    reference=_reference,
+    cpu=_cpu,
+    triton=_triton,
 )

@@ -41,4 +41,18 @@ def _cpu(x: Tensor, sample_rows: Tensor) -> Tensor:
     return out
 
 
-_op = registry.register("select_rows(Tensor x, Tensor sample_rows) -> Tensor", cpu=_cpu, fake=_allocate)
+def _triton(x: Tensor, sample_rows: Tensor) -> Tensor:
+    from fastserve.kernels.select_rows import select_rows as kernel
+
+    out = _allocate(x, sample_rows)
+    kernel(x, sample_rows, out=out)
+    return out
+
+
+_op = registry.register(
+    "select_rows(Tensor x, Tensor sample_rows) -> Tensor",
+    fake=_allocate,
+    reference=reference,
+    cpu=_cpu,
+    triton=_triton,
+)

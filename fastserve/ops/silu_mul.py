@@ -21,8 +21,8 @@ def silu_mul(gate_up: Tensor) -> Tensor:
 
 
 def reference(gate_up: Tensor) -> Tensor:
-    gate, up = gate_up.chunk(2, dim=-1)
-    return silu(gate) * up
+    gate, up = gate_up.float().chunk(2, dim=-1)
+    return (silu(gate) * up).to(gate_up.dtype)
 
 
 def _allocate(gate_up: Tensor) -> Tensor:
@@ -40,4 +40,14 @@ def _cpu(gate_up: Tensor) -> Tensor:
     return out
 
 
-_op = registry.register("silu_mul(Tensor gate_up) -> Tensor", cpu=_cpu, fake=_allocate)
+def _triton(gate_up: Tensor) -> Tensor:
+    from fastserve.kernels.silu_mul import silu_mul as kernel
+
+    out = _allocate(gate_up)
+    kernel(gate_up, out=out)
+    return out
+
+
+_op = registry.register(
+    "silu_mul(Tensor gate_up) -> Tensor", fake=_allocate, reference=reference, cpu=_cpu, triton=_triton
+)

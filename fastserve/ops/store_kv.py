@@ -13,7 +13,7 @@ from fastserve.ops.kv_cache import BLOCK_SIZE, KvCache, KvIndex, check_cache, ch
 def store_kv(k: Tensor, v: Tensor, cache: KvCache, index: KvIndex) -> None:
     """cache[block of positions[t], lane of positions[t]] = k[t], v[t], rounded to the cache's dtype.
 
-    k, v  [T, K * E] fp32, rows contiguous
+    k, v  [T, K * E] fp32, on GPUs also bf16 or fp16; rows contiguous
     cache KvCache; updated in place
     index KvIndex; no two rows share a slot and a position
     Raises ValueError naming the argument whose shape, dtype or content is wrong.
@@ -26,11 +26,7 @@ def reference(k: Tensor, v: Tensor, cache: KvCache, index: KvIndex) -> None:
     block = index.tables[index.row_slot.long(), positions // BLOCK_SIZE].long()
     lane = positions % BLOCK_SIZE
     num_kv_heads, head_dim = cache.v.shape[1], cache.v.shape[3]
-    keys = k.reshape(-1, num_kv_heads, head_dim).to(cache.k.dtype)
-    if cache.k.dtype == torch.bfloat16:
-        cache.k[block, :, :, lane] = keys.reshape(*keys.shape[:2], -1, 2)
-    else:
-        cache.k[block, :, :, lane] = keys
+    cache.set_keys(block, lane, k.reshape(-1, num_kv_heads, head_dim))
     cache.v[block, :, lane] = v.reshape(-1, num_kv_heads, head_dim).to(cache.v.dtype)
 
 
@@ -46,7 +42,7 @@ def _check(  # noqa: PLR0917 (the schema's order)
     check_cache(k_cache, v_cache)
     columns = v_cache.shape[1] * v_cache.shape[3]
     arguments.rows("k", k, num_columns=columns)
-    arguments.rows("v", v, num_rows=k.shape[0], num_columns=columns)
+    arguments.rows("v", v, num_rows=k.shape[0], num_columns=columns, dtype=k.dtype)
     check_index(row_slot, positions, tables, k.shape[0])
 
 
@@ -71,9 +67,38 @@ def _cpu(  # noqa: PLR0917 (the schema's order)
         )  # fmt: skip
 
 
+def _reference(  # noqa: PLR0917 (the schema's order)
+    k: Tensor,
+    v: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    row_slot: Tensor,
+    positions: Tensor,
+    tables: Tensor,
+) -> None:
+    reference(k, v, KvCache(k_cache, v_cache), KvIndex(row_slot, positions, tables))
+
+
+def _triton(  # noqa: PLR0917 (the schema's order)
+    k: Tensor,
+    v: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    row_slot: Tensor,
+    positions: Tensor,
+    tables: Tensor,
+) -> None:
+    from fastserve.kernels.store_kv import store_kv as kernel
+
+    _check(k, v, k_cache, v_cache, row_slot, positions, tables)
+    kernel(k, v, k_cache=k_cache, v_cache=v_cache, row_slot=row_slot, positions=positions, tables=tables)
+
+
 _op = registry.register(
     "store_kv(Tensor k, Tensor v, Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor row_slot, Tensor positions, "
     "Tensor tables) -> ()",
-    cpu=_cpu,
     fake=_check,
+    reference=_reference,
+    cpu=_cpu,
+    triton=_triton,
 )

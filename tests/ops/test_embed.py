@@ -47,7 +47,9 @@ def test_the_reference_reads_rows_as_gguf_does(generator: torch.Generator, file_
 
 def test_passes_opcheck(generator: torch.Generator) -> None:
     table = torch.randn(5, 8, generator=generator).view(torch.uint8)
-    torch.library.opcheck(torch.ops.fastserve.embed.default, (ids(4, 1), table, GGUF_TYPES["F32"], 8))
+    torch.library.opcheck(
+        torch.ops.fastserve.embed.default, (ids(4, 1), table, GGUF_TYPES["F32"], 8, torch.float32)
+    )
 
 
 @pytest.mark.parametrize("token_id", [-1, 5])
@@ -71,7 +73,9 @@ def test_a_bad_argument_is_named(token_ids: torch.Tensor, table: torch.Tensor, m
 
 def test_the_operator_itself_refuses_rows_that_are_too_short() -> None:
     with pytest.raises(ValueError, match="table must"):
-        torch.ops.fastserve.embed(ids(0), torch.zeros(5, 8, dtype=torch.uint8), GGUF_TYPES["F32"], 8)
+        torch.ops.fastserve.embed(
+            ids(0), torch.zeros(5, 8, dtype=torch.uint8), GGUF_TYPES["F32"], 8, torch.float32
+        )
 
 
 def test_rows_of_the_wrong_size_are_refused() -> None:

@@ -86,7 +86,7 @@ def test_rows_of_zeros_give_zeros(isa: str, generator: torch.Generator) -> None:
 
 def test_passes_opcheck(generator: torch.Generator) -> None:
     w = pack(torch.randn(20, 64, generator=generator), "q8")
-    args = (torch.randn(3, 64, generator=generator), w.data, w.type, w.n, w.k)
+    args = (torch.randn(3, 64, generator=generator), w.data, w.type, w.n, w.k, None, "none")
     torch.library.opcheck(torch.ops.fastserve.matmul.default, args)
 
 
@@ -97,7 +97,7 @@ def test_a_bad_argument_is_named(generator: torch.Generator) -> None:
     with pytest.raises(ValueError, match="x must be float32"):
         fastserve.ops.matmul(torch.zeros(3, 64).bfloat16(), w)
     with pytest.raises(ValueError, match="data must be contiguous uint8"):
-        torch.ops.fastserve.matmul(torch.zeros(3, 64), w.data, w.type, 40, w.k)
+        torch.ops.fastserve.matmul(torch.zeros(3, 64), w.data, w.type, 40, w.k, None, "none")
     shifted = torch.cat([w.data[:1], w.data])[1:]
     with pytest.raises(ValueError, match="w must start at a multiple of 64 bytes"):
         fastserve.ops.matmul(torch.zeros(3, 64), PackedWeight(shifted, w.type, w.n, w.k))

@@ -1,0 +1,84 @@
+"""The sum of a matrix over the ranks, its addition to the residual stream and the normalisation behind it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fastserve.ops import arguments, device_call, registry
+from fastserve.ops.add_rms_norm import reference as reference_norm
+from fastserve.ops.group import Group, Sized, handle_of, reducer_of, reference_sum
+
+
+def all_reduce_add_rms_norm(
+    x: Tensor, group: Group | None, residual: Tensor, weight: Tensor, eps: float
+) -> Tensor:
+    """residual += sum over the ranks of x; return residual / sqrt(mean(residual^2) + eps) * weight.
+
+    The bits of all_reduce, then add_rms_norm; on GPUs in one kernel.
+    x        [T, D] fp32, on GPUs also of residual's dtype; rows contiguous; left as it is
+    group    the ranks that all make this call; None: alone
+    residual [T, D] fp32, on GPUs also bf16 or fp16; rows contiguous; the same on every rank; updated in place
+    weight   [D]    fp32
+    out      [T, D] of residual's dtype
+    Raises ValueError naming the argument whose shape or dtype is wrong, RankLostError if a rank died; the residual
+    then holds nothing of use.
+    Source: Zhang & Sennrich 2019, eq. 4.
+    """
+    return _op(x, handle_of(group, x.device), residual, weight, eps)
+
+
+def reference(x: Tensor, group: Sized | None, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
+    total = reference_sum(x.float(), group).to(residual.dtype)
+    return reference_norm(total, residual, weight, eps)
+
+
+def _allocate(x: Tensor, exchange: int, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
+    num_rows, d = x.shape
+    arguments.rows("residual", residual, num_rows=num_rows, num_columns=d, written=True)
+    arguments.rows("x", x, dtype=torch.float32 if x.dtype == torch.float32 else residual.dtype)
+    arguments.vector("weight", weight, dtype=torch.float32, size=d)
+    return residual.new_empty(x.shape)
+
+
+def _reference(x: Tensor, exchange: int, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
+    return reference(x, reducer_of(exchange), residual, weight, eps)
+
+
+def _cpu(x: Tensor, exchange: int, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
+    _allocate(x, exchange, residual, weight, eps)
+    total = x.clone()
+    registry.implementation("all_reduce", "cpu")(total, exchange)
+    return registry.implementation("add_rms_norm", "cpu")(total, residual, weight, eps)  # type: ignore[no-any-return]
+
+
+def _cuda(x: Tensor, exchange: int, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
+    out = _allocate(x, exchange, residual, weight, eps)
+    norm_on_device(x, exchange, residual, weight, eps, out)
+    return out
+
+
+def norm_on_device(  # noqa: PLR0917 (the schema's order)
+    x: Tensor, exchange: int, residual: Tensor, weight: Tensor, eps: float, out: Tensor
+) -> None:
+    """Into `out`; x may be fp32 where the rest is not."""
+    buffer = reducer_of(exchange)
+    if buffer is None:
+        out.copy_(
+            registry.implementation("add_rms_norm", "triton")(x.to(residual.dtype), residual, weight, eps)
+        )
+        return
+    types = device_call.TYPES[x.dtype], device_call.TYPES[residual.dtype]
+    device_call.cuda().all_reduce_add_rms_norm(
+        buffer, *device_call.rows_of(x), *device_call.rows_of(residual), weight.data_ptr(), eps,
+        *device_call.rows_of(out), *x.shape, *types, device_call.stream_of(x),
+    )  # fmt: skip
+
+
+_op = registry.register(
+    "all_reduce_add_rms_norm(Tensor x, int exchange, Tensor(a!) residual, Tensor weight, float eps) -> Tensor",
+    fake=_allocate,
+    reference=_reference,
+    cpu=_cpu,
+    cuda=_cuda,
+)
