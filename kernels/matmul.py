@@ -42,10 +42,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-import triton  # type: ignore[import-untyped]
-import triton.language as tl  # type: ignore[import-untyped]
+import triton
+import triton.language as tl
 from torch import Tensor
-from triton.tools.tensor_descriptor import TensorDescriptor  # type: ignore[import-untyped]
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 WeightType = Literal["plain", "q8", "q4", "q4m"]
 Epilogue = Literal["none", "silu", "gelu_tanh", "relu", "silu_mul"]

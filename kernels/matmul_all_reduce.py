@@ -35,8 +35,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import triton  # type: ignore[import-untyped]
-import triton.language as tl  # type: ignore[import-untyped]
+import triton
+import triton.language as tl
 from torch import Tensor
 
 ENOUGH_PROGRAMS = 100  # most of the 108 SMs of an A100, the 132 of an H100, the 148 of a B200 have one

@@ -47,9 +47,9 @@ import math
 from dataclasses import dataclass
 
 import torch
-import triton  # type: ignore[import-untyped, unused-ignore]
-from fastserve.kernels.paged_attention_rows import attend_rows, find_lone_rows, merge_partitions  # type: ignore[import-not-found, unused-ignore]
-from fastserve.kernels.paged_attention_tiles import attend_tiles  # type: ignore[import-not-found, unused-ignore]
+import triton
+from fastserve.kernels.paged_attention_rows import attend_rows, find_lone_rows, merge_partitions
+from fastserve.kernels.paged_attention_tiles import attend_tiles
 from torch import Tensor
 
 PARTITION = 256  # keys, as kPartitionSize of csrc/ops.h

@@ -9,8 +9,8 @@ A *state* is (highest score, total of the weights, weighted values) of some keys
 
 from __future__ import annotations
 
-import triton  # type: ignore[import-untyped, unused-ignore]
-import triton.language as tl  # type: ignore[import-untyped, unused-ignore]
+import triton
+import triton.language as tl
 
 NOTHING = tl.constexpr(float("-inf"))  # the score of a key that is not seen
 

@@ -10,9 +10,9 @@ rows first, which see more keys.
 
 from __future__ import annotations
 
-import triton  # type: ignore[import-untyped, unused-ignore]
-import triton.language as tl  # type: ignore[import-untyped, unused-ignore]
-from fastserve.kernels.paged_attention_strip import (  # type: ignore[import-not-found, unused-ignore]
+import triton
+import triton.language as tl
+from fastserve.kernels.paged_attention_strip import (
     attend_strip,
     attended,
     heads_of,

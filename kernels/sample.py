@@ -31,10 +31,10 @@ Source: Gumbel-max, e.g. Maddison et al. 2014; Philox, Salmon et al. 2011.
 from __future__ import annotations
 
 import torch
-import triton  # type: ignore[import-untyped, unused-ignore]
-import triton.language as tl  # type: ignore[import-untyped, unused-ignore]
-from fastserve.kernels.sample_filter import find_cuts  # type: ignore[import-not-found, unused-ignore]
-from fastserve.kernels.sample_order import (  # type: ignore[import-not-found, unused-ignore]
+import triton
+import triton.language as tl
+from fastserve.kernels.sample_filter import find_cuts
+from fastserve.kernels.sample_order import (
     GREEDY_BELOW,
     NOTHING,
     ONE,

@@ -22,9 +22,9 @@ depends on the highest x alone: the least float x with e^(x - highest) >= min_p.
 from __future__ import annotations
 
 import torch
-import triton  # type: ignore[import-untyped, unused-ignore]
-import triton.language as tl  # type: ignore[import-untyped, unused-ignore]
-from fastserve.kernels.sample_order import (  # type: ignore[import-not-found, unused-ignore]
+import triton
+import triton.language as tl
+from fastserve.kernels.sample_order import (
     GREEDY_BELOW,
     NO_KEY,
     NOTHING,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import triton  # type: ignore[import-untyped, unused-ignore]
-import triton.language as tl  # type: ignore[import-untyped, unused-ignore]
+import triton
+import triton.language as tl
 
 GREEDY_BELOW = tl.constexpr(1e-5)  # temperature, as in fastserve/ops/sample.py
 NOTHING = tl.constexpr(float("-inf"))  # the logit of a token that is banned, or none

@@ -13,8 +13,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import triton  # type: ignore[import-untyped]
-import triton.language as tl  # type: ignore[import-untyped]
+import triton
+import triton.language as tl
 from torch import Tensor
 
 MAX_BLOCK = 1024  # columns of a piece: a 16-byte load of bf16 of k and one of v in each thread of 4 warps

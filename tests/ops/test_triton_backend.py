@@ -1,4 +1,4 @@
-"""FASTSERVE_BACKEND=triton on CPU tensors, in Triton's interpreter: each op that has the backend, against the reference.
+"""FASTSERVE_BACKEND=triton on CPU tensors, in the interpreter: each op that has the backend, against the reference.
 
 bf16 is left out, for which the interpreter's tl.dot is wrong; the kernels' own tests are in tests/kernels.
 """
