@@ -34,12 +34,14 @@ def forget_moved_build(build_dir: Path) -> None:
 
 
 class CMakeExtension(Extension):
-    def __init__(self, name: str) -> None:
-        super().__init__(name, sources=[])
+    def __init__(self, name: str, *, optional: bool = False) -> None:
+        super().__init__(name, sources=[], optional=optional)
 
 
 class CMakeBuild(build_ext):
     def build_extension(self, ext: Extension) -> None:
+        if ext.optional:  # what CMake finds the compiler for is built along with the others
+            return
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
         # An editable install keeps its objects in the checkout: the next one and the native tests reuse them.
         build_dir = ROOT / "build" / "native" if self.editable_mode else Path(self.build_temp).resolve()
@@ -64,6 +66,6 @@ setup(
     packages=[*find_packages(include=["fastserve", "fastserve.*"]), "fastserve.kernels"],
     package_dir={"fastserve.kernels": "kernels"},
     package_data={"fastserve": ["py.typed", "_C.pyi", "_cuda.pyi"], "fastserve.server": ["web/*"]},
-    ext_modules=[CMakeExtension("fastserve._C")],
+    ext_modules=[CMakeExtension("fastserve._C"), CMakeExtension("fastserve._cuda", optional=True)],
     cmdclass={"build_ext": CMakeBuild},
 )
