@@ -35,6 +35,16 @@ def check_all_reduce(group: Group, generator: torch.Generator) -> None:
         assert_same_bits_on_all_ranks(x, group)
 
 
+def check_all_reduce_add_rms_norm(group: Group, generator: torch.Generator) -> None:
+    x, residual = torch.randn(5, 100, generator=generator), torch.ones(5, 100)
+    total, halves, weight = x.clone(), residual.clone(), torch.full((100,), 0.5)
+    out = fastserve.ops.all_reduce_add_rms_norm(x, group, residual, weight, 1e-5)
+    fastserve.ops.all_reduce(total, group)
+    assert torch.equal(out, fastserve.ops.add_rms_norm(total, halves, weight, 1e-5))
+    assert torch.equal(residual, halves)
+    assert_same_bits_on_all_ranks(out, group)
+
+
 def check_matmul_all_reduce(group: Group, generator: torch.Generator) -> None:
     k_rank = 64 + 32 * group.rank  # ranks need not be equal
     for weight_type in get_args(WeightType):
@@ -101,6 +111,7 @@ def main() -> None:
     for isa in supported:
         _C.ops.use_isa(isa)
         check_all_reduce(group, generator)
+        check_all_reduce_add_rms_norm(group, generator)
         check_matmul_all_reduce(group, generator)
         check_norm_behind_it(group, generator)
     check_symmetric(group)

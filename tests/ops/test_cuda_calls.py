@@ -1,0 +1,177 @@
+"""What the ops' CUDA backend hands to fastserve._cuda, told by a recorder: addresses, strides, types, the stream.
+
+The tensors are the CPU's, laid out as for a GPU; what the kernels do with them is tested in tests/cuda_host.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import fastserve.ops
+from fastserve import _C
+from fastserve.ops import backend, device_call, group, registry, weight_rows
+
+STREAM = 7
+F32, BF16 = _C.DATA_TYPES.index("f32"), _C.DATA_TYPES.index("bf16")
+
+
+class Recorder:
+    EPILOGUES = ("none", "silu", "gelu_tanh", "relu", "silu_mul")
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, tuple[Any, ...]]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *args: self.calls.append((name, args))
+
+
+class Buffer:
+    size = 2
+
+
+@pytest.fixture
+def cuda(monkeypatch: pytest.MonkeyPatch) -> Recorder:
+    recorder = Recorder()
+    monkeypatch.setenv("FASTSERVE_BACKEND", "triton")  # lays weights and caches out by rows
+    monkeypatch.setattr(device_call, "cuda_ops", lambda: recorder)
+    monkeypatch.setattr(device_call, "stream_of", lambda tensor: STREAM)
+    return recorder
+
+
+@pytest.fixture
+def buffer() -> Buffer:
+    return Buffer()
+
+
+def handle_of(buffer: Buffer) -> int:
+    group._reducers[id(buffer)] = buffer
+    return id(buffer)
+
+
+def bf16(*shape: int) -> Tensor:
+    return torch.ones(shape, dtype=torch.bfloat16)
+
+
+def run(name: str, *args: Any) -> Any:
+    return registry.implementation(name, "cuda")(*args)
+
+
+def rows(tensor: Tensor) -> tuple[int, int]:
+    return tensor.data_ptr(), tensor.stride(0)
+
+
+def test_matmul(cuda: Recorder) -> None:
+    x, w, bias = bf16(3, 64), fastserve.ops.pack(bf16(20, 64)), torch.ones(20)
+    out = run("matmul", x, w.data, w.type, w.n, w.k, bias, "relu")
+    assert cuda.calls == [
+        (
+            "matmul",
+            (*rows(x), w.data.data_ptr(), 64, *rows(out), 3, 20, 64, BF16, BF16, bias.data_ptr(), 3, STREAM),
+        )
+    ]
+
+
+def test_rows_that_are_not_aligned_are_copied(cuda: Recorder) -> None:
+    x, w = bf16(3, 101)[:, 1:], fastserve.ops.pack(bf16(20, 100))
+    out = run("matmul", x, w.data, w.type, w.n, w.k, None, "none")
+    ((_, args),) = cuda.calls
+    assert args[0] % 16 == 0
+    assert args[1] == args[3] == 104
+    assert args[4:] == (*rows(out), 3, 20, 100, BF16, BF16, 0, 0, STREAM)
+
+
+def test_a_quantised_weight_is_for_triton(cuda: Recorder) -> None:
+    w = fastserve.ops.pack(bf16(20, 64), "q4")
+    with pytest.raises(
+        ValueError, match=r"type must be bf16 or f16 for the backend cuda \(triton has all\), got q4"
+    ):
+        run("matmul", bf16(3, 64), w.data, w.type, w.n, w.k, None, "none")
+
+
+def test_all_reduce_is_in_place(cuda: Recorder, buffer: Buffer) -> None:
+    x = bf16(3, 64)
+    run("all_reduce", x, handle_of(buffer))
+    assert cuda.calls == [("all_reduce", (buffer, *rows(x), *rows(x), 3, 64, BF16, STREAM))]
+
+
+def test_alone_nothing_is_summed(cuda: Recorder) -> None:
+    run("all_reduce", bf16(3, 64), 0)
+    assert cuda.calls == []
+
+
+def test_all_reduce_add_rms_norm_takes_fp32_sums(cuda: Recorder, buffer: Buffer) -> None:
+    x, residual, weight = torch.ones(3, 64), bf16(3, 64), torch.ones(64)
+    out = run("all_reduce_add_rms_norm", x, handle_of(buffer), residual, weight, 1e-5)
+    assert out.dtype == torch.bfloat16
+    args = (buffer, *rows(x), *rows(residual), weight.data_ptr(), 1e-5, *rows(out), 3, 64, F32, BF16, STREAM)
+    assert cuda.calls == [("all_reduce_add_rms_norm", args)]
+
+
+def test_matmul_all_reduce_is_one_kernel(cuda: Recorder, buffer: Buffer) -> None:
+    x, w = bf16(3, 64), fastserve.ops.pack(bf16(20, 64))
+    out = run("matmul_all_reduce", x, w.data, w.type, w.n, w.k, handle_of(buffer))
+    args = (buffer, *rows(x), w.data.data_ptr(), 64, *rows(out), 3, 20, 64, BF16, BF16, STREAM)
+    assert cuda.calls == [("matmul_all_reduce", args)]
+
+
+def test_partial_sums_of_a_quantised_weight_are_summed_in_fp32(cuda: Recorder, buffer: Buffer) -> None:
+    x, w = torch.ones(3, 64, dtype=torch.float16), fastserve.ops.pack(torch.ones(20, 64), "q8")
+    out = run("matmul_all_reduce", x, w.data, w.type, w.n, w.k, handle_of(buffer))
+    ((name, args),) = cuda.calls
+    assert (name, args[5:]) == ("all_reduce", (3, 20, F32, STREAM))
+    torch.testing.assert_close(out, torch.full((3, 20), 64.0, dtype=torch.float16), rtol=2e-3, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("num_rows", "calls"),
+    [(64, ["all_reduce_add_rms_norm"]), (65, ["matmul_all_reduce"])],
+)
+def test_few_rows_take_the_norm_along_with_their_sum(
+    cuda: Recorder, buffer: Buffer, num_rows: int, calls: list[str]
+) -> None:
+    x = torch.ones(num_rows, 64, dtype=torch.float16)
+    w = fastserve.ops.pack(torch.ones(32, 64, dtype=torch.float16), "f16")
+    residual, weight = torch.zeros(num_rows, 32, dtype=torch.float16), torch.ones(32)
+    run(
+        "matmul_all_reduce_add_rms_norm",
+        x,
+        w.data,
+        w.type,
+        w.n,
+        w.k,
+        handle_of(buffer),
+        residual,
+        weight,
+        1e-5,
+    )
+    assert [name for name, _ in cuda.calls] == calls
+
+
+def test_swap_takes_whole_blocks(cuda: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Tensor, "is_pinned", lambda self: True)
+    source, target = bf16(5, 2, 16, 8), bf16(9, 2, 16, 8)
+    blocks = torch.tensor([1, 0], dtype=torch.int32), torch.tensor([8, 2], dtype=torch.int32)
+    run("swap", source, target, *blocks)
+    args = (source.data_ptr(), target.data_ptr(), blocks[0].data_ptr(), blocks[1].data_ptr(), 2, 512, STREAM)
+    assert cuda.calls == [("swap", args)]
+
+
+def test_swap_does_not_take_memory_that_the_gpu_cannot_reach(cuda: Recorder) -> None:
+    blocks = torch.tensor([0], dtype=torch.int32)
+    with pytest.raises(ValueError, match="source must be on the GPU or in pinned memory, got cpu"):
+        run("swap", bf16(2, 8), bf16(2, 8), blocks, blocks)
+
+
+def test_weights_in_rows_begin_where_kernels_can_read_16_bytes() -> None:
+    for weight_type in ("f32", "f16", "bf16", "q8", "q4", "q4m"):
+        data = weight_rows.empty(weight_type, 3, 32, torch.device("cpu"))
+        for part in weight_rows.parts(data, weight_type, 3, 32):
+            assert part is None or (part.data_ptr() - data.data_ptr()) % 16 == 0
+
+
+def test_the_module_is_the_one_that_was_found() -> None:
+    assert backend.cuda_ops() is backend.cuda_ops()
