@@ -1,13 +1,14 @@
 // out = the sum of all ranks' x, by three strategies that give the same bits.
 //
 // one-shot: every rank pushes all of x to all ranks and sums everything itself. One hop, (R - 1) S bytes out
-// of a rank: what is
-//   small.
-// two-shot: a rank pushes each chunk to the chunk's owner, who sums it and pushes the sum to all. Two hops, 2
-// (R - 1) / R S bytes. ring: a chunk travels from rank to rank, each adding its part, and once more around as
-// a sum. 2 (R - 1) hops and the same bytes
-//   as two-shot in fp32; 16-bit elements travel as fp32 on their first way, to keep the bits. It needs slots
-//   for what is on its way alone and talks to its neighbours only.
+//   of a rank: what is small.
+//
+// two-shot: a rank pushes each chunk to the chunk's owner, who sums it and pushes the sum to all. Two hops,
+//   2 (R - 1) / R S bytes.
+//
+// ring: a chunk travels from rank to rank, each adding its part, and once more around as a sum. 2 (R - 1)
+//   hops and the same bytes as two-shot in fp32; 16-bit elements travel as fp32 on their first way, to keep
+//   the bits. It needs slots for what is on its way alone and talks to its neighbours only.
 //
 // Vectors of 16 bytes are the unit: a rank's items are (row, vector), and block b has the b-th part of each
 // chunk's items on every rank, so that it waits for the blocks b of the others and for no others.

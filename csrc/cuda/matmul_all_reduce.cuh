@@ -3,18 +3,17 @@
 // once, so both strategies give the same bits.
 //
 // ring: chunk c is a range of columns of tiles, and its sum goes around from rank c + 1 to rank c, who pushes
-// it to all. Block b of every
-//   rank computes the same tiles of a chunk, so it talks to the blocks b of its neighbours alone. Tiles are
-//   taken in rounds: a round is one tile of each chunk, in the order in which the ring wants them: first that
-//   of the chunk which this rank begins, last that of the chunk which it owns. What comes from the rank
-//   before was sent a tile ago: a whole main loop hides its way. The sums of a round are collected a round
-//   later, for the same reason. A block has two slots at its neighbour for partial tiles, and awaits that one
-//   was `taken` before it fills it again. Sums have two slots per owner, for even and odd rounds: an owner
-//   sends the sum of round n + 2 after every rank has added its part to it, and a rank does that after it has
-//   collected round n.
+//   it to all. Block b of every rank computes the same tiles of a chunk, so it talks to the blocks b of its
+//   neighbours alone. Tiles are taken in rounds: a round is one tile of each chunk, in the order in which the
+//   ring wants them: first that of the chunk which this rank begins, last that of the chunk which it owns.
+//   What comes from the rank before was sent a tile ago: a whole main loop hides its way. The sums of a round
+//   are collected a round later, for the same reason.
+//   A block has two slots at its neighbour for partial tiles, and awaits that one was `taken` before it fills
+//   it again. Sums have two slots per owner, for even and odd rounds: an owner sends the sum of round n + 2
+//   after every rank has added its part to it, and a rank does that after it has collected round n.
+//
 // one-shot: every rank pushes its tile to all and sums what all pushed: for few rows, where all columns'
-// tiles run at once. The
-//   slots of call n are used again in call n + 2 (why that is safe: all_reduce.cuh).
+//   tiles run at once. The slots of call n are used again in call n + 2 (why that is safe: all_reduce.cuh).
 #pragma once
 
 #include "peers.cuh"
