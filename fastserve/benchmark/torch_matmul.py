@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fastserve.ops.packed_weight import QUANT_BLOCK, WeightType
+from fastserve.ops.packed_weight import WeightType
+from fastserve.ops.weight_rows import QUANT_BLOCK
 
 TorchCall = Callable[[Tensor], object]
 

@@ -33,11 +33,15 @@ def reference(x: Tensor, group: Sized | None, residual: Tensor, weight: Tensor, 
     return reference_norm(total, residual, weight, eps)
 
 
-def _allocate(x: Tensor, exchange: int, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
+def _check(x: Tensor, residual: Tensor, weight: Tensor) -> None:
     num_rows, d = x.shape
     arguments.rows("residual", residual, num_rows=num_rows, num_columns=d, written=True)
     arguments.rows("x", x, dtype=torch.float32 if x.dtype == torch.float32 else residual.dtype)
     arguments.vector("weight", weight, dtype=torch.float32, size=d)
+
+
+def _allocate(x: Tensor, exchange: int, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
+    _check(x, residual, weight)
     return residual.new_empty(x.shape)
 
 
@@ -46,7 +50,7 @@ def _reference(x: Tensor, exchange: int, residual: Tensor, weight: Tensor, eps: 
 
 
 def _cpu(x: Tensor, exchange: int, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
-    _allocate(x, exchange, residual, weight, eps)
+    _check(x, residual, weight)  # before the other ranks have to do with it
     total = x.clone()
     registry.implementation("all_reduce", "cpu")(total, exchange)
     return registry.implementation("add_rms_norm", "cpu")(total, residual, weight, eps)  # type: ignore[no-any-return]

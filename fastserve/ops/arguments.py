@@ -14,9 +14,12 @@ def require(name: str, holds: bool, rule: str, value: object) -> None:
         raise ValueError(f"{name} must {rule}, got {value}")
 
 
+def names(*dtypes: torch.dtype) -> str:
+    return " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+
+
 def describe(tensor: Tensor) -> str:
-    dtype = str(tensor.dtype).removeprefix("torch.")
-    return f"{dtype} {list(tensor.shape)} with strides {list(tensor.stride())}"
+    return f"{names(tensor.dtype)} {list(tensor.shape)} with strides {list(tensor.stride())}"
 
 
 def rows(
@@ -45,8 +48,12 @@ def rows(
         wanted = [
             any_size if size is None else size for size, any_size in ((num_rows, "T"), (num_columns, "D"))
         ]
-        names = " or ".join(str(allowed).removeprefix("torch.") for allowed in dtypes)
-        require(name, False, f"be {names} [{wanted[0]}, {wanted[1]}] with contiguous rows", describe(tensor))
+        require(
+            name,
+            False,
+            f"be {names(*dtypes)} [{wanted[0]}, {wanted[1]}] with contiguous rows",
+            describe(tensor),
+        )
 
 
 def vector(name: str, tensor: Tensor, *, dtype: torch.dtype, size: int | None = None) -> None:
@@ -58,5 +65,5 @@ def vector(name: str, tensor: Tensor, *, dtype: torch.dtype, size: int | None = 
         and tensor.is_contiguous()
     )
     if not good:
-        wanted = f"{str(dtype).removeprefix('torch.')} [{size if size is not None else 'size'}]"
+        wanted = f"{names(dtype)} [{size if size is not None else 'size'}]"
         require(name, False, f"be contiguous {wanted}", describe(tensor))

@@ -35,7 +35,7 @@ def _allocate(token_ids: Tensor, table: Tensor, gguf_type: int, d: int, dtype: t
     good = good and table.shape[1] == size
     arguments.require("table", good, f"be contiguous uint8 [V, {size}]", arguments.describe(table))
     dtypes = activation_dtypes(table.device)
-    arguments.require("dtype", dtype in dtypes, f"be one of {dtypes}", dtype)
+    arguments.require("dtype", dtype in dtypes, f"be {arguments.names(*dtypes)}", dtype)
     return table.new_empty((token_ids.shape[0], d), dtype=dtype)
 
 

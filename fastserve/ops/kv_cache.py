@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -41,7 +40,7 @@ class KvCache:
         """Zeroed blocks. Raises ValueError for a dtype that the device does not keep, or an odd bf16 head_dim."""
         device = torch.device(device)
         dtypes = kept_dtypes(device)
-        arguments.require("dtype", dtype in dtypes, f"be {_names(dtypes)}", dtype)
+        arguments.require("dtype", dtype in dtypes, f"be {arguments.names(*dtypes)}", dtype)
         k_shape, v_shape = shapes(num_blocks, num_kv_heads, head_dim, dtype, device)
         return cls(
             torch.zeros(k_shape, dtype=dtype, device=device), torch.zeros(v_shape, dtype=dtype, device=device)
@@ -83,10 +82,6 @@ def kept_dtypes(device: torch.device) -> tuple[torch.dtype, ...]:
     return (torch.float32, torch.bfloat16, *([torch.float16] if lays_rows(device) else []))
 
 
-def _names(dtypes: Sequence[torch.dtype]) -> str:
-    return " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
-
-
 def shapes(
     num_blocks: int, num_kv_heads: int, head_dim: int, dtype: torch.dtype, device: torch.device
 ) -> tuple[list[int], list[int]]:
@@ -104,7 +99,7 @@ def check_cache(k: Tensor, v: Tensor) -> None:
     """Raises ValueError naming cache.k or cache.v."""
     dtypes = kept_dtypes(v.device)
     good = v.dim() == 4 and v.is_contiguous() and v.dtype in dtypes and v.shape[2] == BLOCK_SIZE
-    wanted = f"be contiguous {_names(dtypes)} [B, K, {BLOCK_SIZE}, E]"
+    wanted = f"be contiguous {arguments.names(*dtypes)} [B, K, {BLOCK_SIZE}, E]"
     arguments.require("cache.v", good, wanted, arguments.describe(v))
     num_blocks, num_kv_heads, _, head_dim = v.shape
     arguments.require("cache.v", head_dim <= MAX_HEAD_DIM, f"have head_dim <= {MAX_HEAD_DIM}", head_dim)

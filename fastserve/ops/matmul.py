@@ -11,7 +11,8 @@ from torch.nn import functional
 from fastserve import _C
 from fastserve.ops import arguments, device_call, registry, weight_rows
 from fastserve.ops.backend import lays_rows
-from fastserve.ops.packed_weight import QUANT_BLOCK, PackedWeight, check, unpack
+from fastserve.ops.packed_weight import PackedWeight, check, unpack
+from fastserve.ops.weight_rows import QUANT_BLOCK
 
 Epilogue = Literal["none", "silu", "gelu_tanh", "relu", "silu_mul"]
 
@@ -73,11 +74,26 @@ def finish(product: Tensor, bias: Tensor | None, epilogue: str) -> Tensor:
 
 def allocate(x: Tensor, w: Tensor, type: str, n: int, k: int) -> Tensor:
     """Checks the operands and makes room for the product."""
-    check(w, type, n, k)
-    arguments.rows("x", x, num_columns=k)
-    if lays_rows(x.device) and type in weight_rows.PLAIN:
-        arguments.rows("x", x, dtype=weight_rows.PLAIN[type])
+    check_operands(x, w, type, n, k)
     return x.new_empty((x.shape[0], n))
+
+
+def check_operands(x: Tensor, w: Tensor, type: str, n: int, k: int) -> None:
+    """Raises ValueError naming what is wrong."""
+    check(w, type, n, k)
+    own_dtype = weight_rows.PLAIN.get(type) if lays_rows(x.device) else None
+    arguments.rows("x", x, num_columns=k, dtype=own_dtype)
+
+
+def check_epilogue(n: int, bias: Tensor | None, epilogue: str) -> None:
+    """Raises ValueError naming what is wrong."""
+    epilogues = get_args(Epilogue)
+    arguments.require("epilogue", epilogue in epilogues, f"be one of {', '.join(epilogues)}", epilogue)
+    if bias is not None:
+        arguments.vector("bias", bias, dtype=torch.float32, size=n)
+    if epilogue == "silu_mul":
+        arguments.require("bias", bias is None, "be None for silu_mul", "a tensor")
+        arguments.require("w", n % 2 == 0, "have an even number of rows for silu_mul", n)
 
 
 def check_alignment(w: Tensor) -> None:
@@ -87,16 +103,9 @@ def check_alignment(w: Tensor) -> None:
 def _allocate(  # noqa: PLR0917 (the schema's order)
     x: Tensor, w: Tensor, type: str, n: int, k: int, bias: Tensor | None, epilogue: str
 ) -> Tensor:
-    epilogues = get_args(Epilogue)
-    arguments.require("epilogue", epilogue in epilogues, f"be one of {', '.join(epilogues)}", epilogue)
-    product = allocate(x, w, type, n, k)
-    if bias is not None:
-        arguments.vector("bias", bias, dtype=torch.float32, size=n)
-    if epilogue != "silu_mul":
-        return product
-    arguments.require("bias", bias is None, "be None for silu_mul", "a tensor")
-    arguments.require("w", n % 2 == 0, "have an even number of rows for silu_mul", n)
-    return x.new_empty((x.shape[0], n // 2))
+    check_operands(x, w, type, n, k)
+    check_epilogue(n, bias, epilogue)
+    return x.new_empty((x.shape[0], n // 2 if epilogue == "silu_mul" else n))
 
 
 def _reference(  # noqa: PLR0917 (the schema's order)
@@ -108,7 +117,7 @@ def _reference(  # noqa: PLR0917 (the schema's order)
 def _cpu(  # noqa: PLR0917 (the schema's order)
     x: Tensor, w: Tensor, type: str, n: int, k: int, bias: Tensor | None, epilogue: str
 ) -> Tensor:
-    _allocate(x, w, type, n, k, bias, epilogue)
+    check_epilogue(n, bias, epilogue)
     out = allocate(x, w, type, n, k)
     check_alignment(w)
     if x.shape[0]:

@@ -15,11 +15,11 @@ from torch import Tensor
 from fastserve import _C
 from fastserve.ops import arguments, weight_rows
 from fastserve.ops.backend import lays_rows
+from fastserve.ops.weight_rows import QUANT_BLOCK
 
 WeightType = Literal["f32", "f16", "bf16", "q8", "q4", "q4m"]
 
 PANEL = 16  # output columns interleaved (kPanel)
-QUANT_BLOCK = 32  # weights along K that share a scale (kQuantBlock)
 _PLAIN = {"f32": torch.float32, "f16": torch.float16}
 _LANE_BLOCK_BYTES = {"q8": 2 + 32, "q4": 2 + 16, "q4m": 2 + 2 + 16}  # of one column's 32 weights
 
@@ -104,7 +104,7 @@ def unpack(weight: PackedWeight) -> Tensor:
 
 def unpack_panels(data: Tensor, weight_type: str, n: int, k: int) -> Tensor:
     """[N, K] fp32."""
-    if weight_type in _PLAIN or weight_type == "bf16":
+    if weight_type in weight_rows.PLAIN:
         return _plain_of_panels(data, weight_type, n, k).float()
     codes, scales, minima = _codes_of_panels(data, weight_type, n, k)
     blocks = codes.float().view(n, -1, QUANT_BLOCK) * scales.float()[..., None]

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 PLAIN = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
-QUANT_BLOCK = 32  # weights along K that share a scale
+QUANT_BLOCK = 32  # weights along K that share a scale (kQuantBlock)
 ALIGNMENT = 16  # bytes that a kernel reads at once
 
 

@@ -119,6 +119,24 @@ class Values {
     Memory memory_;
 };
 
+template <typename T>
+float rounded(float x) {
+    T y;
+    round_to(x, y);
+    return to_float(y);
+}
+
+// What the ranks' `part`s of a column add up to, in the order in which its chunk goes around the ring.
+inline float sum_around_ring(int ranks, int column, int d, const std::function<float(int rank)>& part) {
+    int rank = chunk_of(column, ranks, d);
+    float sum = 0;
+    for (int i = 0; i < ranks; ++i) {
+        rank = (rank + 1) % ranks;
+        sum = i == 0 ? part(rank) : sum + part(rank);
+    }
+    return sum;
+}
+
 // Numbers in [-1, 1) that depend on what they are for alone.
 inline float noise(uint64_t a, uint64_t b, uint64_t c, uint64_t d) {
     uint64_t x =

@@ -49,16 +49,11 @@ void run_kernel(const Case& c, const AllReduceArgs<T>& args, int blocks, uint64_
 // The sum as the essay of the kernels has it, one element at a time.
 template <typename T>
 T expected(const std::vector<Values<T>>& parts, const Case& c, int row, int column) {
-    int rank = chunk_of(column, c.ranks, c.d);
-    float sum = 0;
-    for (int i = 0; i < c.ranks; ++i) {
-        rank = (rank + 1) % c.ranks;
-        const float part = to_float(parts[rank].at(row, column));
-        sum = i == 0 ? part : sum + part;
-    }
-    T rounded;
-    round_to(sum, rounded);
-    return rounded;
+    T sum;
+    round_to(sum_around_ring(c.ranks, column, c.d,
+                             [&](int rank) { return to_float(parts[rank].at(row, column)); }),
+             sum);
+    return sum;
 }
 
 // Several calls on one stream, of which every other is in place and has other numbers of blocks, on the same

@@ -19,13 +19,6 @@ struct Case {
     int ranks, rows, d, blocks;
 };
 
-template <typename T>
-float rounded(float x) {
-    T y;
-    round_to(x, y);
-    return to_float(y);
-}
-
 float weight(int column) {
     return 0.5f + noise(9, 9, 9, column);
 }
@@ -50,12 +43,8 @@ void check_case(const Case& c, int num_calls, uint64_t seed) {
             x.fill([&](int row, int column) { return part(call, rank, row, column); });
             Values<T> wanted(c.rows, c.d);
             wanted.fill([&](int row, int column) {
-                int r = chunk_of(column, c.ranks, c.d);
-                float sum = 0;
-                for (int i = 0; i < c.ranks; ++i) {
-                    r = (r + 1) % c.ranks;
-                    sum = i == 0 ? part(call, r, row, column) : sum + part(call, r, row, column);
-                }
+                const float sum =
+                    sum_around_ring(c.ranks, column, c.d, [&](int r) { return part(call, r, row, column); });
                 return to_float(residual.at(row, column)) + rounded<T>(rounded<X>(sum));
             });
             const AllReduceNormArgs<X, T> args = {{devices.peers(rank), x.rows(), {}, c.rows, half},

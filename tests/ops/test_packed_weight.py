@@ -8,7 +8,8 @@ import torch
 
 from fastserve import _C
 from fastserve.ops import PackedWeight, pack, unpack
-from fastserve.ops.packed_weight import QUANT_BLOCK, WeightType
+from fastserve.ops.packed_weight import WeightType
+from fastserve.ops.weight_rows import QUANT_BLOCK
 
 ROUNDING: dict[WeightType, torch.dtype] = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 SHAPES = [(1, 32), (16, 64), (37, 96)]
