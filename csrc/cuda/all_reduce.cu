@@ -15,9 +15,8 @@ constexpr int kMostBlocks = 36;  // one- and two-shot: more flags cost more than
 
 enum class Strategy { kOneShot, kTwoShot, kRing };
 
-// Up to there (R - 1) S bytes take less time than a second hop of 2-3 us: S < 2.5 us x 400 GB/s / (R - 1).
 Strategy choose_all_reduce(long long one_shot, long long two_shot, int size) {
-    if (one_shot <= std::min(kAllReduceHalfBytes, size * (1LL << 20) / (size - 1))) return Strategy::kOneShot;
+    if (goes_in_one_shot(one_shot, size)) return Strategy::kOneShot;
     return two_shot <= kAllReduceHalfBytes ? Strategy::kTwoShot : Strategy::kRing;
 }
 

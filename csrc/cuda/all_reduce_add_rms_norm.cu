@@ -30,8 +30,7 @@ void run(const Exchange& exchange, const AllReduceNormCall& call, Stream stream)
                                               rows_of(call.out, call.type, first, T()),
                                               call.weight,
                                               call.eps};
-        // As all_reduce: what a second hop takes, (R - 1) S bytes may take.
-        const bool one_shot = one_shot_bytes<X>(rows, d, size) <= size * (1LL << 20) / (size - 1);
+        const bool one_shot = goes_in_one_shot(one_shot_bytes<X>(rows, d, size), size);
         const int blocks = std::min(rows, kNormBlocks);
         if (one_shot)
             launch<all_reduce_add_rms_norm<X, T, false>>(blocks, kNormThreads, sizeof(NormShared), args,
