@@ -10,6 +10,9 @@ from collections.abc import Sequence
 EPILOGUES: tuple[str, ...]
 
 def device_count() -> int: ...
+def device_info(device: int) -> tuple[str, int, int]:
+    """(name, bytes of memory, 10 * major + minor of the compute capability); makes no context there."""
+
 def exchange_bytes(size: int) -> int: ...
 
 class ExchangeBuffer:

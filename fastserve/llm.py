@@ -28,7 +28,7 @@ class LLM:
     `options` are the other fields of EngineConfig. Raises ValueError for wrong options, else FastServeError.
     """
 
-    def __init__(self, model: str = DEFAULT_MODEL, devices: int = 1, **options: Any) -> None:
+    def __init__(self, model: str = DEFAULT_MODEL, devices: int | str = 1, **options: Any) -> None:
         self._engine = build_engine(EngineConfig(model=model, devices=devices, **options))
         self._builders: dict[str, OutputBuilder] = {}  # of requests under way
         self._ids = count()

@@ -10,4 +10,5 @@ void bind_collectives(pybind11::module_& m);
 void bind_ops(pybind11::module_& m);
 void bind_mailbox(pybind11::module_& m);
 void bind_program(pybind11::module_& m);
+void bind_slots(pybind11::module_& m);
 void bind_benchmark(pybind11::module_& m);

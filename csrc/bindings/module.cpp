@@ -10,5 +10,6 @@ PYBIND11_MODULE(_C, m) {
     bind_ops(m);
     bind_mailbox(m);
     bind_program(m);
+    bind_slots(m);
     bind_benchmark(m);
 }

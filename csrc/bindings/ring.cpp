@@ -148,6 +148,7 @@ void bind_ring(py::module_& m) {
         .def("check", &check_outcome, "Raises RankLostError if a wait of this rank was given up.")
         .def("leave", &Exchange::leave, "Leaves the group in good order; no collective may follow.")
         .def("beat", &Exchange::beat, "This rank is alive and goes on.")
+        .def("add_step", &Exchange::add_step, py::arg("elapsed_ns"), "This rank has done a step.")
         .def("raise_epoch", &Exchange::raise_epoch);
 
     py::class_<Watcher>(m, "Watcher")

@@ -73,10 +73,4 @@ const Exchange& ExchangeBuffer::exchange() const {
     return exchange_;
 }
 
-int device_count() {
-    int count;
-    check(cudaGetDeviceCount(&count));
-    return count;
-}
-
 }  // namespace fastserve::cuda

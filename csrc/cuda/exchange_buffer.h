@@ -37,7 +37,4 @@ class ExchangeBuffer {
     bool connected_ = false;
 };
 
-// How many devices there are. Throws std::runtime_error where there is no driver.
-int device_count();
-
 }  // namespace fastserve::cuda

@@ -100,6 +100,7 @@ void SlotTable::apply(const int32_t* words, size_t num_words) {
     }
     for (int32_t i = 0; i < num_opened; ++i) open(reader);
     for (int32_t i = 0; i < num_blocks; ++i) grant(reader);
+    granted_ = num_blocks > 0;
     for (int32_t i = 0; i < num_chunks; ++i) chunk(reader);
     if (num_decodes >= 0) {
         const int32_t* idx = reader.take(num_decodes);

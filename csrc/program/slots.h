@@ -48,6 +48,7 @@ class SlotTable {
     int32_t step_id() const { return step_id_; }
     int32_t num_tokens() const { return num_tokens_; }
     int32_t num_samples() const { return num_samples_; }
+    bool granted() const { return granted_; }  // whether the step gave a slot a block: tables have changed
     const int32_t* token_ids() const { return token_ids_.data(); }
     const int32_t* sample_rows() const { return sample_rows_.data(); }
     KvIndex kv_index(int32_t group) const;
@@ -85,6 +86,7 @@ class SlotTable {
     std::vector<SampleRow> samples_;
     std::vector<SampleOut> sampled_;
     int32_t step_id_ = 0, num_tokens_ = 0, num_samples_ = 0;
+    bool granted_ = false;
 };
 
 }  // namespace fastserve

@@ -133,7 +133,9 @@ def _engine(
 ENGINE = (
     _engine("model", _text, "a known model's name, or the path of a GGUF file"),
     _engine(
-        "devices", _devices, "how many devices share the model's layers, or which: cpu:0-15,cpu:16-31 or numa"
+        "devices",
+        _devices,
+        "how many devices share the model's layers, or which: cpu:0-15,cpu:16-31, numa, cuda or cuda:0,1",
     ),
     _engine("shares", _text, "the devices' shares of the work: auto (by measured speed), equal, or 2,1"),
     _engine("max_num_tokens", _integer, "rows of a step"),

@@ -27,6 +27,7 @@ class StartRank(msgspec.Struct, frozen=True, tag="start"):
     shard: Shard
     settings: RankSettings
     cores: list[int]
+    gpu: int | None = None  # the device, where it is not the cores
 
 
 class RankIdle(msgspec.Struct, frozen=True, tag="idle"):

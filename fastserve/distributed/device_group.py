@@ -62,8 +62,8 @@ class DeviceGroup:
         self._epoch: Epoch | None = None  # None while the group is not whole
         self._failure: RankLostError | None = None
         self._last_loss = ""
-        self._lost_devices = LostDevices()
-        ranks = [RankProcess(device) for device in range(plan.num_ranks)]
+        self._lost_devices = LostDevices(self._start)
+        ranks = [self._start(device) for device in range(plan.num_ranks)]
         try:
             self._epoch = self._begin(plan, ranks, 1)
         except RanksFailedError as error:
@@ -126,6 +126,9 @@ class DeviceGroup:
         self._lost_devices.close()
         self._wake.close()
         self._woken.close()
+
+    def _start(self, device: int) -> RankProcess:
+        return RankProcess(device, self._model.rank_module)
 
     def _begin(self, plan: ShardPlan, ranks: list[RankProcess], number: int) -> Epoch:
         return begin_epoch(
@@ -224,7 +227,7 @@ class DeviceGroup:
             devices = sorted(by_device)
             return self._plan_for(devices), [by_device[device] for device in devices]
         every = range(self._plan.num_ranks)
-        return self._plan, [by_device.get(device) or RankProcess(device) for device in every]
+        return self._plan, [by_device.get(device) or self._start(device) for device in every]
 
     def _note_lost_devices(self, epoch: Epoch) -> None:
         held = {process.device for process in epoch.ranks}

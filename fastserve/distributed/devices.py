@@ -1,4 +1,4 @@
-"""What `devices` names: so many equal parts of the cores at hand, sets of cores, or NUMA nodes."""
+"""What `devices` names: so many equal parts of the cores at hand, sets of cores, NUMA nodes, or GPUs."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fastserve.distributed.cores import assign_cores, usable_cores
+from fastserve.distributed.gpus import HOW as HOW_GPUS
+from fastserve.distributed.gpus import Gpu, find_gpus, names_gpus
 from fastserve.distributed.shard_plan import MAX_DEVICES
 
 NODES = Path("/sys/devices/system/node")
@@ -19,6 +21,7 @@ HOW = "a number, cpu:CORES (0-15, or 0-3+8-11), numa:NODE, or numa for all nodes
 class Device:
     name: str
     cores: tuple[int, ...]  # of each of its threads; -1: not pinned
+    gpu: Gpu | None = None  # then the cores only load its weights
 
     @property
     def has_own_cores(self) -> bool:
@@ -28,8 +31,10 @@ class Device:
 def find_devices(wanted: int | str, num_threads: int | None, nodes: Path = NODES) -> tuple[Device, ...]:
     """The devices that `wanted` names. num_threads: of each; by default one per core.
 
-    Raises ValueError saying what was wrong and what would be right.
+    Raises ValueError saying what was wrong and what would be right, BackendError where GPUs cannot be used here.
     """
+    if names_gpus(wanted):
+        return _gpu_devices(str(wanted), num_threads)
     count = int(wanted) if isinstance(wanted, int) or wanted.strip().isdecimal() else None
     if count is not None:
         if not 1 <= count <= MAX_DEVICES:
@@ -54,6 +59,14 @@ def find_devices(wanted: int | str, num_threads: int | None, nodes: Path = NODES
     return tuple(Device(device.name, _threads(device, num_threads)) for device in named)
 
 
+def _gpu_devices(wanted: str, num_threads: int | None) -> tuple[Device, ...]:
+    gpus = find_gpus(wanted)
+    shares = assign_cores(usable_cores(), len(gpus), num_threads)
+    return tuple(
+        Device(f"cuda:{gpu.index}", tuple(cores), gpu) for gpu, cores in zip(gpus, shares, strict=True)
+    )
+
+
 def _named(name: str, nodes: Path) -> list[Device]:
     kind, _, which = name.partition(":")
     if kind == "cpu" and which:
@@ -65,7 +78,7 @@ def _named(name: str, nodes: Path) -> list[Device]:
         if which in found:
             return [Device(name, found[which])]
         raise ValueError(f"devices may name NUMA nodes {', '.join(found)} here, got {name!r}")
-    raise ValueError(f"devices must be {HOW}; got {name!r}")
+    raise ValueError(f"devices must be {HOW}, or {HOW_GPUS}; got {name!r}")
 
 
 def _cores(text: str, name: str) -> list[int]:

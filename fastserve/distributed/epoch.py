@@ -14,7 +14,7 @@ from fastserve import _C
 from fastserve.distributed.control import RankFailed, RankIdle, RankReady, StartRank
 from fastserve.distributed.liveness import Stops
 from fastserve.distributed.mailboxes import mailbox_bytes, open_mailboxes
-from fastserve.distributed.rank_process import RankProcess, error_of
+from fastserve.distributed.rank_process import CPU_RANK, RankProcess, error_of
 from fastserve.distributed.rank_program import RankSettings
 from fastserve.distributed.shard_plan import ShardPlan
 from fastserve.errors import FastServeError, GroupError
@@ -37,6 +37,8 @@ class GroupModel:
     hidden: int
     settings: RankSettings
     cores: Sequence[Sequence[int]]  # of every device, a core per thread
+    gpus: Sequence[int] = ()  # of every device, its GPU; none: the devices are the cores
+    rank_module: str = CPU_RANK
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +109,7 @@ def _order(epoch: Epoch, model: GroupModel) -> None:
             shard=epoch.plan.shards[rank],
             settings=model.settings,
             cores=list(model.cores[process.device]),
+            gpu=model.gpus[process.device] if model.gpus else None,
         )
         try:
             process.start(order, epoch.region.fd)

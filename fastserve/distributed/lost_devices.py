@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import selectors
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 from fastserve.distributed.rank_process import RankProcess
 
@@ -13,7 +13,10 @@ ANSWER_TIMEOUT_S = 60.0  # of an interpreter that starts on a busy machine
 
 
 class LostDevices:
-    def __init__(self) -> None:
+    """start: a process on the device of that number."""
+
+    def __init__(self, start: Callable[[int], RankProcess]) -> None:
+        self._start = start
         self._devices: list[int] = []
         self._candidates: list[RankProcess] = []
         self._delay_s = RETURN_DELAY_S
@@ -30,7 +33,7 @@ class LostDevices:
         """True once a process answers on each of them; to be asked now and then."""
         if not self._candidates:
             if now_s >= self._next_s:
-                self._candidates = [RankProcess(device) for device in self._devices]
+                self._candidates = [self._start(device) for device in self._devices]
                 self._next_s = now_s + ANSWER_TIMEOUT_S
             return False
         with selectors.DefaultSelector() as selector:

@@ -11,7 +11,10 @@ import signal
 import socket
 import sys
 import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 from queue import SimpleQueue
+from typing import NoReturn
 
 from fastserve import _C
 from fastserve.distributed.control import (
@@ -50,14 +53,33 @@ class Orders:
             os._exit(1)
 
 
-class Rank:
+class Rank(ABC):
+    """What a process makes of one StartRank after the other."""
+
     def __init__(self, channel: socket.socket) -> None:
         self._channel = channel
+
+    @abstractmethod
+    def serve(self, start: StartRank, region: _C.SharedRegion) -> str:
+        """Runs one epoch; returns why it ended, in one line, where nobody asked for that.
+
+        Raises FastServeError, ValueError, OSError or RuntimeError where it cannot.
+        """
+
+    def _say_ready(self, num_bytes: int) -> None:
+        """num_bytes: of packed weights."""
+        send(self._channel, RankReady(packed_bytes=num_bytes))
+
+
+class CpuRank(Rank):
+    """Its device is a set of cores: the native loop replays a recorded program."""
+
+    def __init__(self, channel: socket.socket) -> None:
+        super().__init__(channel)
         self._path = ""
         self._loaded: LoadedShard | None = None
 
     def serve(self, start: StartRank, region: _C.SharedRegion) -> str:
-        """Runs one epoch; returns why it ended, in one line, where nobody asked for that."""
         exchange = _C.Exchange(region, start.rank)
         steps, results = open_mailboxes(
             region, start.settings.mailbox_capacity, start.num_ranks, create=False
@@ -66,7 +88,7 @@ class Rank:
             self._load(start), start.settings, exchange=exchange, num_threads=len(start.cores)
         )
         commit_planned(built.program, rank=start.rank, epoch=start.epoch)
-        send(self._channel, RankReady(packed_bytes=built.packed_bytes))
+        self._say_ready(built.packed_bytes)
         return str(
             _C.run_worker_loop(
                 built.program, start.cores, steps, start.rank, results if start.rank == 0 else None
@@ -83,9 +105,9 @@ class Rank:
         return self._loaded
 
 
-def run(channel: socket.socket) -> RankFailed | None:
+def run(channel: socket.socket, rank: Rank) -> RankFailed | None:
     """Serves epoch after epoch; returns what went wrong, None after an end in good order."""
-    orders, rank = Orders(channel), Rank(channel)
+    orders = Orders(channel)
     epoch = 0
     while True:
         send(channel, RankIdle(epoch=epoch))
@@ -101,22 +123,21 @@ def run(channel: socket.socket) -> RankFailed | None:
             return RankFailed(message=error) if error else None
 
 
-def main() -> int:
+def main(rank_on: Callable[[socket.socket], Rank]) -> NoReturn:
+    """The whole life of a rank's process, whose argument is the descriptor of its channel."""
     # Ctrl-C goes to the whole terminal; the engine decides when its ranks end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     channel = socket.socket(fileno=int(sys.argv[1]))
-    failed = run(channel)
-    if failed is None:
-        return 0
-    try:
-        send(channel, failed)
-    except OSError:
-        print(f"fastserve: a rank ended, and so had the engine: {failed.message}", file=sys.stderr)
-    return 1
+    failed = run(channel, rank_on(channel))
+    if failed is not None:
+        try:
+            send(channel, failed)
+        except OSError:
+            print(f"fastserve: a rank ended, and so had the engine: {failed.message}", file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(failed is not None)  # no teardown of gigabytes that the kernel frees anyway
 
 
 if __name__ == "__main__":
-    code = main()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)  # no teardown of gigabytes that the kernel frees anyway
+    main(CpuRank)

@@ -16,18 +16,19 @@ from fastserve.errors import FastServeError, GroupError
 
 END_TIMEOUT_S = 5.0  # from the end of a channel to that of its process
 STOPPED = "T"  # a process's state in /proc
+CPU_RANK = "fastserve.distributed.rank"  # the module that a rank on cores runs
 
 
 class RankProcess:
-    """Runs on the cores of `device`, as whatever rank it is told to be. Hashable by identity."""
+    """Runs `module` on `device`, as whatever rank it is told to be. Hashable by identity."""
 
-    def __init__(self, device: int) -> None:
+    def __init__(self, device: int, module: str = CPU_RANK) -> None:
         self.device = device
         self._failure = ""
         self.channel, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "fastserve.distributed.rank", str(theirs.fileno())],
+                [sys.executable, "-P", "-m", module, str(theirs.fileno())],
                 pass_fds=(theirs.fileno(),),
                 stdin=subprocess.DEVNULL,
                 env=_environment(),

@@ -9,6 +9,7 @@ from fastserve import _C
 from fastserve.config import OnLoss
 from fastserve.distributed.device_group import DeviceGroup
 from fastserve.distributed.epoch import GroupModel
+from fastserve.distributed.rank_process import CPU_RANK
 from fastserve.distributed.rank_program import OpenModel, RankSettings, build_rank_program
 from fastserve.errors import GroupError, RankLostError
 from fastserve.step import Step, StepResult
@@ -18,6 +19,7 @@ from fastserve.worker.step_codec import StepEncoder, decode_result
 
 WRITE_TIMEOUT_MS = 10_000
 POLL_MS = 200  # how often a waiting collect looks whether the group still lives
+GPU_RANK = "fastserve.cuda.rank"  # named, not imported: it needs torch, which this process does without
 MAX_FUTILE_EPOCHS = 5  # in a row, that ended before they had finished a step
 
 
@@ -123,7 +125,7 @@ class LocalExecutor(MailboxExecutor):
 
 
 class GroupExecutor(MailboxExecutor):
-    """Several devices: one process each."""
+    """Several devices, or a GPU: one process each."""
 
     def __init__(self, config: ExecutorConfig) -> None:
         model = config.model
@@ -133,6 +135,8 @@ class GroupExecutor(MailboxExecutor):
                 hidden=model.config.hidden,
                 settings=config.settings,
                 cores=config.division.cores,
+                gpus=[gpu.index for gpu in config.division.gpus],
+                rank_module=GPU_RANK if config.division.gpus else CPU_RANK,
             ),
             config.division.plan,
             on_loss=config.on_loss,
@@ -194,4 +198,5 @@ class GroupExecutor(MailboxExecutor):
 
 
 def start_executor(config: ExecutorConfig) -> MailboxExecutor:
-    return LocalExecutor(config) if config.division.plan.num_ranks == 1 else GroupExecutor(config)
+    is_local = config.division.plan.num_ranks == 1 and not config.division.gpus
+    return LocalExecutor(config) if is_local else GroupExecutor(config)

@@ -10,8 +10,9 @@ from fastserve.distributed.rank_program import OpenModel, RankSettings, kv_block
 from fastserve.distributed.shard_plan import ShardPlan
 from fastserve.errors import CapacityError
 from fastserve.models.config import ModelConfig
-from fastserve.worker.division import divide
+from fastserve.worker.division import Division, divide
 from fastserve.worker.executor import ExecutorConfig
+from fastserve.worker.gpu_sizing import blocks_that_fit
 from fastserve.worker.memory import available_bytes
 from fastserve.worker.step_codec import mailbox_capacity
 
@@ -46,46 +47,50 @@ def choose_max_model_len(config: EngineConfig, model: ModelConfig) -> int:
 
 
 def choose_num_blocks(
-    config: EngineConfig, model: ModelConfig, plan: ShardPlan, *, max_model_len: int, kv_type: str
+    config: EngineConfig, model: OpenModel, division: Division, *, max_model_len: int, kv_type: str
 ) -> int:
-    """KV blocks that fit the memory given (all ranks share this host), no more than all slots can use.
+    """KV blocks that fit the memory given, no more than all slots can use.
 
     Raises CapacityError with the numbers where not even one request of full length fits.
     """
-    block_size = int(_C.BLOCK_SIZE)
-    block_bytes = sum(kv_block_bytes(model, shard.num_kv_heads, kv_type) for shard in plan.shards)
-    budget = config.kv_cache_bytes
-    if budget is None:
-        budget = int(available_bytes() * KV_MEMORY_SHARE)
-    blocks_per_request = -(-max_model_len // block_size)
-    num_blocks = min(budget // block_bytes, blocks_per_request * config.max_num_seqs)
-    if num_blocks < blocks_per_request:
+    plan = division.plan
+    block_bytes = sum(kv_block_bytes(model.config, shard.num_kv_heads, kv_type) for shard in plan.shards)
+    if config.kv_cache_bytes is not None:
+        num_fitting = config.kv_cache_bytes // block_bytes
+    elif division.gpus:
+        num_bytes = step_bytes(model.config, plan.num_ranks, config) // plan.num_ranks
+        num_fitting = blocks_that_fit(model, plan, division.gpus, step_bytes=num_bytes, kv_type=kv_type)
+    else:  # all ranks share this host
+        num_fitting = int(available_bytes() * KV_MEMORY_SHARE) // block_bytes
+    blocks_per_request = -(-max_model_len // int(_C.BLOCK_SIZE))
+    if num_fitting < blocks_per_request:
+        given = config.kv_cache_bytes or num_fitting * block_bytes
         raise CapacityError(
             f"one request of {max_model_len} tokens needs {blocks_per_request * block_bytes / 2**20:.0f} MiB of KV "
-            f"cache, and {budget / 2**20:.0f} MiB are given; lower max_model_len or raise kv_cache_bytes"
+            f"cache, and {given / 2**20:.0f} MiB are given; lower max_model_len or raise kv_cache_bytes"
         )
-    return num_blocks
+    return min(num_fitting, blocks_per_request * config.max_num_seqs)
 
 
-def step_bytes(model: ModelConfig, num_ranks: int, settings: RankSettings) -> int:
+def step_bytes(model: ModelConfig, num_ranks: int, config: EngineConfig) -> int:
     """About what the largest step takes over all ranks: activations, their rounded copies, logits, exchange."""
     whole_rows = 3 * num_ranks * model.hidden  # residual, hidden, merged: every rank has all of them
     shared_rows = 2 * (model.num_heads + model.num_kv_heads) * model.head_dim + 3 * model.intermediate
     exchanged_rows = 2 * num_ranks * model.hidden if num_ranks > 1 else 0
     rounded_bytes = 3 * (num_ranks * model.hidden + model.intermediate)
     row_bytes = 4 * (whole_rows + shared_rows + exchanged_rows) + rounded_bytes
-    return settings.max_tokens * row_bytes + settings.max_samples * 4 * model.vocab_size
+    return config.max_num_tokens * row_bytes + config.max_num_seqs * 4 * model.vocab_size
 
 
-def check_memory(model: OpenModel, plan: ShardPlan, settings: RankSettings) -> None:
-    """Raises CapacityError with the numbers where weights, KV cache and steps do not fit what is free."""
+def check_memory(config: EngineConfig, model: OpenModel, plan: ShardPlan, settings: RankSettings) -> None:
+    """Raises CapacityError with the numbers where weights, KV cache and steps do not fit what is free on this host."""
     parts = {
         "weights": sum(
             tensor.nbytes for tensor in model.file.tensors.values()
         ),  # packed, about as in the file
         "KV cache": settings.num_blocks
         * sum(kv_block_bytes(model.config, shard.num_kv_heads, settings.kv_type) for shard in plan.shards),
-        f"steps of {settings.max_tokens} tokens": step_bytes(model.config, plan.num_ranks, settings),
+        f"steps of {settings.max_tokens} tokens": step_bytes(model.config, plan.num_ranks, config),
     }
     needed, free = sum(parts.values()), available_bytes()
     if needed > free:
@@ -97,14 +102,14 @@ def check_memory(model: OpenModel, plan: ShardPlan, settings: RankSettings) -> N
 
 
 def plan_execution(config: EngineConfig, path: Path) -> ExecutorConfig:
-    """Raises WeightFileError, ModelConfigError, ValueError or CapacityError, each in one line."""
+    """Raises WeightFileError, ModelConfigError, BackendError, ValueError or CapacityError, each in one line."""
     check_isa()
     model = open_model(str(path))
     division = divide(config, model)
     plan = division.plan
     max_model_len = choose_max_model_len(config, model.config)
     kv_type = choose_kv_type(config, model.file)
-    num_blocks = choose_num_blocks(config, model.config, plan, max_model_len=max_model_len, kv_type=kv_type)
+    num_blocks = choose_num_blocks(config, model, division, max_model_len=max_model_len, kv_type=kv_type)
     settings = RankSettings(
         max_tokens=config.max_num_tokens,
         max_samples=config.max_num_seqs,
@@ -119,7 +124,8 @@ def plan_execution(config: EngineConfig, path: Path) -> ExecutorConfig:
             num_blocks=num_blocks,
         ),
     )
-    check_memory(model, plan, settings)
+    if not division.gpus:
+        check_memory(config, model, plan, settings)
     return ExecutorConfig(
         model=model,
         division=division,

@@ -9,11 +9,12 @@ import psutil
 import pytest
 
 from fastserve.distributed.lost_devices import RETURN_DELAY_S, LostDevices
+from fastserve.distributed.rank_process import RankProcess
 
 
 @pytest.fixture
 def lost() -> Iterator[LostDevices]:
-    lost = LostDevices()
+    lost = LostDevices(RankProcess)
     yield lost
     lost.close()
     assert not psutil.Process().children()

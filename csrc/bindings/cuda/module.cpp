@@ -3,6 +3,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include "cuda/device_info.h"
 #include "cuda/exchange_buffer.h"
 #include "cuda/launch.h"
 
@@ -44,6 +45,13 @@ MatmulCall product(uintptr_t x, int64_t ldx, uintptr_t w, int64_t ldw, uintptr_t
 PYBIND11_MODULE(_cuda, m) {
     m.attr("EPILOGUES") = py::make_tuple("none", "silu", "gelu_tanh", "relu", "silu_mul");
     m.def("device_count", &device_count);
+    m.def(
+        "device_info",
+        [](int32_t device) {
+            const DeviceInfo info = device_info(device);
+            return py::make_tuple(info.name, info.total_bytes, info.capability);
+        },
+        py::arg("device"));
     m.def("exchange_bytes", &exchange_bytes, py::arg("size"));
 
     py::class_<ExchangeBuffer>(m, "ExchangeBuffer")

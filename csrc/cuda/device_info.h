@@ -1,0 +1,21 @@
+// What GPUs there are, asked without making a context on any of them. Needs no header of CUDA.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+namespace fastserve::cuda {
+
+struct DeviceInfo {
+    std::string name;
+    int64_t total_bytes;
+    int32_t capability;  // 10 * major + minor
+};
+
+// How many devices there are. Throws std::runtime_error where there is no driver.
+int device_count();
+
+// Throws std::runtime_error for a device that is not there.
+DeviceInfo device_info(int32_t device);
+
+}  // namespace fastserve::cuda

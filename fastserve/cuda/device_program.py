@@ -1,0 +1,203 @@
+"""One rank's forward pass and sampling on its GPU: what the native Program is for CPUs.
+
+A step's rows go to the device in one copy. Up to some hundred rows (buckets.py) the step is two CUDA graphs: from the
+rows to logits, and from logits to tokens; what requests want done to their logits comes between. Larger steps call the
+same ops one by one. The ranks of a group hold parts of the vocabulary: each puts its logits into its columns of zeros,
+the sum over ranks is all logits, exactly, and every rank draws the same tokens from them.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fastserve import _C, ops
+from fastserve.cuda.buckets import choose_bucket, choose_buckets
+from fastserve.cuda.device_ops import DeviceOps
+from fastserve.cuda.device_weights import DeviceWeight
+from fastserve.cuda.logit_edits import apply_edits
+from fastserve.cuda.reports import Report, Wanted, make_reports, own_logprobs
+from fastserve.cuda.runtime import Event, Graph, Runtime
+from fastserve.cuda.step_buffers import Rows, make_step_buffers
+from fastserve.distributed.rank_program import RankSettings
+from fastserve.errors import RankLostError
+from fastserve.models.config import ModelConfig
+from fastserve.models.llama import LlamaInputs, LlamaWeights, Shard, forward
+from fastserve.ops import KvCache
+from fastserve.ops.group import Group
+
+KV_DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
+STEP_TIMEOUT_S = (
+    60.0  # a step that takes longer is a GPU that hangs: from then on its rank shows no sign of life
+)
+SPINNING_LOOKS = 200  # at an event, about 1 us each: most decode steps end within them
+SLEEP_S = 50e-6
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceModel:
+    config: ModelConfig
+    shard: Shard
+    weights: LlamaWeights[DeviceWeight, Tensor]
+    num_bytes: int  # packed
+
+
+@dataclass(frozen=True, slots=True)
+class Captured:
+    """The graphs of one number of rows."""
+
+    logits: Graph[Tensor]
+    tokens: Graph[Tensor]
+
+
+class DeviceProgram:
+    """Runs step after step, after `prepare`. Raises RuntimeError with CUDA's own words."""
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        model: DeviceModel,
+        settings: RankSettings,
+        *,
+        exchange: _C.Exchange,
+        group: Group | None,
+    ) -> None:
+        """group: None for a rank that is alone; its exchange is where it shows that it lives."""
+        self._runtime = runtime
+        self._model = model
+        self._settings = settings
+        self._exchange = exchange
+        self._group = group
+        self._stream = runtime.new_stream()
+        config, shard, device = model.config, model.shard, runtime.device
+        with self._stream.run():
+            self.slots, self._buffers = make_step_buffers(runtime, settings, config.vocab_size)
+            self.caches = tuple(
+                KvCache.empty(
+                    settings.num_blocks + 1,
+                    shard.num_kv_heads,
+                    config.head_dim,
+                    KV_DTYPES[settings.kv_type],
+                    device,
+                )
+                for _ in range(config.num_layers)
+            )
+            self._kv_of_head = torch.tensor(shard.kv_of_head, dtype=torch.int32, device=device)
+        self._tokens = runtime.pinned(settings.max_samples, dtype=torch.int32)
+        self._buckets = choose_buckets(min(settings.max_tokens, settings.max_samples))
+        self._captured: dict[int, Captured] = {}
+
+    def prepare(self) -> None:
+        """Runs steps of padding of all sizes, so that kernels are compiled, and captures those that have a graph.
+
+        All ranks of a group do it together: the steps' sums are real ones.
+        """
+        with torch.inference_mode():
+            self._run_padding(self._settings.max_tokens)
+            num_rows = self._buckets[-1]
+            while num_rows < self._settings.max_tokens:
+                self._run_padding(num_rows)
+                num_rows *= 2
+            for num_rows in reversed(self._buckets):  # the largest first: the others fit into its memory
+                self._captured[num_rows] = self._capture(num_rows)
+
+    def run(self, message: bytes) -> bytes:
+        """One step of the mailbox, and the message that answers it. Raises RankLostError where a peer was lost."""
+        start_ns = time.perf_counter_ns()
+        self.slots.apply(message)
+        tokens: list[int] = []
+        reports: list[Report] = []
+        if self.slots.num_tokens:
+            with torch.inference_mode(), self._stream.run():
+                tokens, reports = self._run_rows()
+        self.slots.commit(tokens, reports)
+        return self.slots.encode_result((time.perf_counter_ns() - start_ns) // 1000)
+
+    def _run_padding(self, num_rows: int) -> None:
+        num_samples = min(num_rows, self._settings.max_samples)
+        with self._stream.run():
+            self._buffers.load(num_rows, num_samples)
+            rows = self._buffers.rows(num_rows, num_samples)
+            self._draw(self._logits(rows), rows)
+        self._stream.synchronize()
+
+    def _capture(self, num_rows: int) -> Captured:
+        with self._stream.run():
+            self._buffers.load(num_rows, num_rows)
+        rows = self._buffers.rows(num_rows, num_rows)
+        logits = self._runtime.capture(lambda: self._logits(rows), self._stream)
+        tokens = self._runtime.capture(lambda: self._draw(logits.output, rows), self._stream)
+        self._stream.synchronize()
+        return Captured(logits, tokens)
+
+    def _run_rows(self) -> tuple[list[int], list[Report]]:
+        num_rows, num_samples = self.slots.num_tokens, max(self.slots.num_samples, 1)  # if of padding
+        bucket = choose_bucket(self._buckets, max(num_rows, num_samples))
+        if bucket is not None:
+            num_rows = num_samples = bucket
+        self._buffers.load(num_rows, num_samples)
+        rows = self._buffers.rows(num_rows, num_samples)
+        captured = None if bucket is None else self._captured[bucket]
+        logits = self._logits(rows) if captured is None else replayed(captured.logits)
+        wanted = [Wanted(*entry) for entry in self.slots.reports()]
+        logprobs = own_logprobs(logits, wanted)
+        apply_edits(self.slots, logits)
+        drawn = self._draw(logits, rows) if captured is None else replayed(captured.tokens)
+        self._tokens[:num_samples].copy_(drawn, non_blocking=True)
+        self._wait(self._stream.record())
+        tokens = self._tokens[: self.slots.num_samples].tolist()
+        return tokens, make_reports(logprobs, wanted, tokens)
+
+    def _wait(self, event: Event) -> None:
+        """A rank that waits for its GPU lives, and so does one whose GPU waits for a peer, up to a point."""
+        deadline_s = time.monotonic() + STEP_TIMEOUT_S
+        num_looks = 0
+        while not event.done():
+            num_looks += 1
+            if num_looks > SPINNING_LOOKS:
+                time.sleep(SLEEP_S)
+            if time.monotonic() < deadline_s:
+                self._exchange.beat()
+        if self._exchange.failed:
+            raise RankLostError("a rank of the group was lost in the middle of a step")
+
+    def _logits(self, rows: Rows) -> Tensor:
+        """[S, V], the same on every rank."""
+        config, shard = self._model.config, self._model.shard
+        inputs = LlamaInputs(
+            token_ids=rows.token_ids,
+            positions=rows.index.positions,
+            caches=self.caches,
+            index=rows.index,
+            kv_of_head=self._kv_of_head,
+            sample_rows=rows.sample_rows,
+            group=self._group,
+        )
+        own: Tensor = forward(DeviceOps, config, shard, self._model.weights, inputs)
+        if self._group is None:
+            return own
+        logits = own.new_zeros((own.shape[0], config.vocab_size))
+        logits[:, slice(*shard.vocab)] = own
+        ops.all_reduce(logits, self._group)
+        return logits
+
+    @staticmethod
+    def _draw(logits: Tensor, rows: Rows) -> Tensor:
+        """[S] int32"""
+        return ops.sample(
+            logits,
+            rows.temperature,
+            rows.seed,
+            rows.output_idx,
+            top_k=rows.top_k,
+            top_p=rows.top_p,
+            min_p=rows.min_p,
+        ).token_ids
+
+
+def replayed(graph: Graph[Tensor]) -> Tensor:
+    graph.replay()
+    return graph.output

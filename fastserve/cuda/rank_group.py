@@ -1,0 +1,31 @@
+"""A rank's group as the ops see it: ranks of one host, each with a GPU, or none where there is one rank."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import TYPE_CHECKING, NoReturn
+
+from fastserve import _C
+from fastserve.distributed.device_exchange import connect_device_exchange
+from fastserve.errors import GroupError
+
+if TYPE_CHECKING:
+    from fastserve import _cuda
+
+
+class RankGroup:
+    spans_hosts = False
+
+    def __init__(self, exchange: _C.Exchange) -> None:
+        self.exchange = exchange
+        self.rank = exchange.rank
+        self.size = exchange.size
+
+    @property
+    def peers(self) -> NoReturn:
+        raise GroupError("ranks on GPUs are of one host")
+
+    @cached_property
+    def device_exchange(self) -> _cuda.ExchangeBuffer:
+        """Made by all ranks together, at their first collective on GPUs. Raises GroupError."""
+        return connect_device_exchange(self.exchange)
