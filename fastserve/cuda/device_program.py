@@ -18,6 +18,7 @@ from fastserve import _C, ops
 from fastserve.cuda.buckets import choose_bucket, choose_buckets
 from fastserve.cuda.device_ops import DeviceOps
 from fastserve.cuda.device_weights import DeviceWeight
+from fastserve.cuda.kv_memory import KvMemory
 from fastserve.cuda.logit_edits import apply_edits
 from fastserve.cuda.reports import Report, Wanted, make_reports, own_logprobs
 from fastserve.cuda.runtime import Event, Graph, Runtime
@@ -26,7 +27,6 @@ from fastserve.distributed.rank_program import RankSettings
 from fastserve.errors import RankLostError
 from fastserve.models.config import ModelConfig
 from fastserve.models.llama import LlamaInputs, LlamaWeights, Shard, forward
-from fastserve.ops import KvCache
 from fastserve.ops.group import Group
 
 KV_DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
@@ -69,23 +69,21 @@ class DeviceProgram:
         self._runtime = runtime
         self._model = model
         self._settings = settings
-        self._exchange = exchange
+        self.exchange = exchange
         self._group = group
         self._stream = runtime.new_stream()
-        config, shard, device = model.config, model.shard, runtime.device
+        config, shard = model.config, model.shard
         with self._stream.run():
             self.slots, self._buffers = make_step_buffers(runtime, settings, config.vocab_size)
-            self.caches = tuple(
-                KvCache.empty(
-                    settings.num_blocks + 1,
-                    shard.num_kv_heads,
-                    config.head_dim,
-                    KV_DTYPES[settings.kv_type],
-                    device,
-                )
-                for _ in range(config.num_layers)
+            self.kv = KvMemory(
+                runtime,
+                num_layers=config.num_layers,
+                num_blocks=settings.num_blocks + 1,  # the last one is for padding
+                num_kv_heads=shard.num_kv_heads,
+                head_dim=config.head_dim,
+                dtype=KV_DTYPES[settings.kv_type],
             )
-            self._kv_of_head = torch.tensor(shard.kv_of_head, dtype=torch.int32, device=device)
+            self._kv_of_head = torch.tensor(shard.kv_of_head, dtype=torch.int32, device=runtime.device)
         self._tokens = runtime.pinned(settings.max_samples, dtype=torch.int32)
         self._buckets = choose_buckets(min(settings.max_tokens, settings.max_samples))
         self._captured: dict[int, Captured] = {}
@@ -160,8 +158,8 @@ class DeviceProgram:
             if num_looks > SPINNING_LOOKS:
                 time.sleep(SLEEP_S)
             if time.monotonic() < deadline_s:
-                self._exchange.beat()
-        if self._exchange.failed:
+                self.exchange.beat()
+        if self.exchange.failed:
             raise RankLostError("a rank of the group was lost in the middle of a step")
 
     def _logits(self, rows: Rows) -> Tensor:
@@ -170,7 +168,7 @@ class DeviceProgram:
         inputs = LlamaInputs(
             token_ids=rows.token_ids,
             positions=rows.index.positions,
-            caches=self.caches,
+            caches=self.kv.caches,
             index=rows.index,
             kv_of_head=self._kv_of_head,
             sample_rows=rows.sample_rows,

@@ -106,4 +106,4 @@ def _embedding(
 ) -> FileRows:
     num_rows = file.tensors[EMBEDDING].shape[0]
     data = _bytes_at(table.address, num_rows * table.row_bytes).view(num_rows, table.row_bytes)
-    return FileRows(data.to(device), file_type(table.gguf_type), table.width, dtype)
+    return FileRows(data.to(device, copy=True), file_type(table.gguf_type), table.width, dtype)

@@ -19,7 +19,7 @@ from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
 T = TypeVar("T")
@@ -53,10 +53,17 @@ class _Pending:
 class FakeEvent:
     stream: FakeStream
     position: int
+    looks: int = 0
 
     def done(self) -> bool:
+        """Not at the first look, unless something else has waited for it."""
+        self.looks += 1
+        if self.looks > 1:
+            self.finish()
+        return self.stream.has_run(self.position)
+
+    def finish(self) -> None:
         self.stream.run_until(self.position)
-        return True
 
 
 class FakeStream:
@@ -74,16 +81,20 @@ class FakeStream:
 
     def wait(self, event: FakeEvent) -> None:
         if self._late:
-            self._enqueue(event.done)
+            self._enqueue(event.finish)
         else:
-            event.done()
+            event.finish()
 
     def synchronize(self) -> None:
         self.run_until(self._num_enqueued)
 
     def run_until(self, position: int) -> None:
-        while self._pending and self._pending[0].position <= position:
-            self._pending.pop(0).action()
+        with _disable_current_modes():  # what was enqueued is the device's: it is not enqueued again
+            while self._pending and self._pending[0].position <= position:
+                self._pending.pop(0).action()
+
+    def has_run(self, position: int) -> bool:
+        return not self._pending or self._pending[0].position > position
 
     def dispatch(self, op: Op, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         if op is _COPY and self._runtime.is_pinned(args[0]):

@@ -6,7 +6,7 @@ from collections import deque
 from pathlib import Path
 from typing import Any
 
-from fastserve import LLM, _C
+from fastserve import _C, LLM
 from fastserve.config import EngineConfig
 from fastserve.cuda.device_program import DeviceModel, DeviceProgram
 from fastserve.cuda.device_weights import choose_activation_dtype, load_on_device
