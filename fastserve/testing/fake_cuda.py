@@ -22,6 +22,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
+from fastserve.cuda.runtime import Event, Stream
+
 T = TypeVar("T")
 Op = Any  # a torch OpOverload
 _COPY = torch.ops.aten.copy_.default
@@ -79,7 +81,8 @@ class FakeStream:
     def record(self) -> FakeEvent:
         return FakeEvent(self, self._num_enqueued)
 
-    def wait(self, event: FakeEvent) -> None:
+    def wait(self, event: Event) -> None:
+        assert isinstance(event, FakeEvent)
         if self._late:
             self._enqueue(event.finish)
         else:
@@ -97,6 +100,8 @@ class FakeStream:
         return not self._pending or self._pending[0].position > position
 
     def dispatch(self, op: Op, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        if all(self._runtime.is_pinned(tensor) for tensor in _tensors(args)) and _tensors(args):
+            return op(*args, **kwargs)  # the host's own work: on no stream
         if op is _COPY and self._runtime.is_pinned(args[0]):
             return self._copy_to_host(args[0], args[1])
         if op is _COPY and self._runtime.is_pinned(args[1]):
@@ -204,7 +209,7 @@ class FakeRuntime:
     def is_pinned(self, tensor: Tensor) -> bool:
         return tensor.untyped_storage().data_ptr() in self._pinned
 
-    def capture(self, body: Callable[[], T], stream: FakeStream) -> FakeGraph[T]:
+    def capture(self, body: Callable[[], T], stream: Stream) -> FakeGraph[T]:
         with stream.run():
             body()
         stream.synchronize()
