@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastserve import LLM, SamplingParams
+from fastserve import _C, LLM, SamplingParams
 from fastserve.config import EngineConfig
+from fastserve.cuda import device_program
 from fastserve.errors import RankLostError
 from fastserve.step import GREEDY, BlockGrant, Chunk, SlotOpening, Step
 from fastserve.testing.fake_cuda import FakeRuntime
@@ -145,3 +146,28 @@ def test_a_step_whose_group_was_lost_takes_nothing_in(short_model: Path) -> None
 def test_memory_that_ends_is_torchs_own_error(short_model: Path) -> None:
     with pytest.raises(torch.OutOfMemoryError, match="out of memory"):
         program_steps(short_model, FakeRuntime(memory_bytes=1 << 20), [])
+
+
+def test_a_rank_that_waits_for_its_gpu_beats_until_it_has_waited_too_long(
+    short_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = make_program(
+        plan_execution(EngineConfig(model=str(short_model), **LIMITS), short_model), FakeRuntime()
+    )
+    region = _C.SharedRegion.create(1, 1 << 20)
+    program.exchange = _C.Exchange(region, 0)
+
+    class SlowEvent:
+        def __init__(self, num_looks: int) -> None:
+            self.num_looks = num_looks
+
+        def done(self) -> bool:
+            self.num_looks -= 1
+            return self.num_looks < 0
+
+    before = region.beats(0)
+    program._wait(SlowEvent(5))
+    assert region.beats(0) == before + 5
+    monkeypatch.setattr(device_program, "STEP_TIMEOUT_S", 0.0)
+    program._wait(SlowEvent(5))
+    assert region.beats(0) == before + 5
