@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,36 @@ import pytest
 
 SMOLLM2 = "smollm2-135m"
 
-# Triton kernels run in its interpreter, on CPU tensors: it is chosen when a kernel is defined.
-os.environ["TRITON_INTERPRET"] = "1"
+REQUIRE_CUDA = "FASTSERVE_REQUIRE_CUDA"  # set: a GPU that is missing is a failure
 
 
-def pytest_configure() -> None:
-    """Ctrl-C means Ctrl-C also where the shell that started the tests in the background had it ignored."""
+def pytest_configure(config: pytest.Config) -> None:
+    # Ctrl-C means Ctrl-C also where the shell that started the tests in the background had it ignored.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    # Triton kernels run in its interpreter, on CPU tensors, unless only tests for GPUs were asked for: whether
+    # they do is settled for a whole process, when the first kernel is defined.
+    os.environ["TRITON_INTERPRET"] = "0" if config.option.markexpr == "cuda" else "1"
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("cuda") is None:
+        return
+    if (missing := _missing_for_cuda()) and os.environ.get(REQUIRE_CUDA) == "1":
+        pytest.exit(f"{REQUIRE_CUDA}=1: {missing}", returncode=1)  # once, and not for every test
+    if missing:
+        pytest.skip(missing)
+
+
+@cache
+def _missing_for_cuda() -> str:
+    """Why tests for GPUs cannot run; empty: they can."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return "no CUDA device"
+    return (
+        "Triton is interpreted in this run: pytest -m cuda" if os.environ["TRITON_INTERPRET"] == "1" else ""
+    )
 
 
 @pytest.fixture(scope="session")

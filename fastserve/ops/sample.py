@@ -74,9 +74,9 @@ def reference(
             top_p=1.0 if top_p is None else float(top_p[s]),
             min_p=0.0 if min_p is None else float(min_p[s]),
         )
-        noise = -torch.log(-torch.log(uniform(int(seed[s]), int(output_idx[s]), row.numel())))
+        noise = -torch.log(-torch.log(uniform(int(seed[s]), int(output_idx[s]), row.numel()))).to(row.device)
         tokens.append(int(torch.where(kept, scaled + noise, -torch.inf).float().argmax()))
-    token_ids = torch.tensor(tokens, dtype=torch.int64)[:, None]
+    token_ids = torch.tensor(tokens, dtype=torch.int64, device=logits.device)[:, None]
     logprobs = logits.double().log_softmax(-1).gather(1, token_ids).float()
     ranks = 1 + (logits > logits.gather(1, token_ids)).sum(1)
     return Sampled(token_ids.squeeze(1).int(), logprobs.squeeze(1), ranks.int())

@@ -32,7 +32,10 @@ def make_case(
     head_dim: int,
     dtype: torch.dtype = torch.float32,
 ) -> KvCase:
-    """Every slot's blocks are drawn at random; the cache holds NaN where nothing was stored."""
+    """Every slot's blocks are drawn at random; the cache holds NaN where nothing was stored.
+
+    dtype: of the cache
+    """
     num_rows = sum(lengths)
     max_blocks = -(-max(lengths) // BLOCK_SIZE)
     num_blocks = len(lengths) * max_blocks + 1
@@ -54,6 +57,17 @@ def make_case(
         ),
         kv_of_head=torch.arange(num_heads, dtype=torch.int32) * num_kv_heads // num_heads,
     )
+
+
+def moved(case: KvCase, device: torch.device, dtype: torch.dtype) -> KvCase:
+    """The same case on a device, in the layout that keys have there, all of it of one dtype; its cache is all NaN."""
+    q, k, v = (tensor.to(device, dtype) for tensor in (case.q, case.k, case.v))
+    num_blocks, num_kv_heads, _, head_dim = case.cache.v.shape
+    cache = KvCache.empty(num_blocks, num_kv_heads, head_dim, dtype, device)
+    cache.k.fill_(torch.nan)
+    cache.v.fill_(torch.nan)
+    index = KvIndex(*(t.to(device) for t in (case.index.row_slot, case.index.positions, case.index.tables)))
+    return KvCase(q, k, v, cache, index, case.kv_of_head.to(device))
 
 
 def rows_of(case: KvCase, rows: slice | Tensor) -> KvIndex:
