@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastserve.ops import FileRows, KvCache, KvIndex, PackedWeight, weight_rows
+from fastserve.ops import FileRows, KvCache, KvIndex, PackedWeight, pack, weight_rows
+from fastserve.ops.backend import lays_rows
 from fastserve.ops.file_rows import FileType, row_bytes
 from fastserve.ops.group import Group
 from fastserve.ops.matmul import Epilogue
@@ -65,7 +66,9 @@ class Setting:
         return types[self.dtype]
 
     def weight(self, type: WeightType, n: int, k: int) -> PackedWeight:
-        """In rows. Codes of a quantised one are random: what a quantiser makes of a weight is not of interest."""
+        """Codes of a quantised one on a GPU are random: what a quantiser makes of a weight is not of interest."""
+        if not lays_rows(self.device):
+            return pack(self.randn(n, k) / k**0.5, type)
         data = weight_rows.empty(type, n, k, self.device)
         if type in weight_rows.PLAIN:
             weight_rows.parts(data, type, n, k).values.copy_(self.randn(n, k) / k**0.5)

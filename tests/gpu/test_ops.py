@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 import fastserve.ops
-from fastserve.benchmark.op_calls import Call
 from fastserve.ops import pack, reference, registry, unpack
 from tests.ops.kv_case import rows_of
 
-from .conftest import Place
-from .op_table import CALLS, DTYPES, GPU_BACKENDS, TOLERANCE, backends_of, op_of, stored_case
+from .op_table import CALLS, DTYPES, GPU_BACKENDS, backends_of, op_of, stored_case
+from .outcome import check, check_captured, outcome, restore, vary
+from .place import Place
 
 IN_TRITON = [name for name in CALLS if "triton" in backends_of(name, torch.float32)]
 # One form of each op: these are about torch, not about what a kernel computes. A lone all_reduce launches nothing.
@@ -51,34 +51,6 @@ DEFAULTS = [
 ]
 
 
-def outcome(call: Call, ops: Any, place: Place) -> list[Tensor]:
-    """What a call returns, then what it has made of the operands that it updates; these are then as before."""
-    before = [call.operands[name].clone() for name in call.mutated]
-    returned = call.apply(ops)
-    place.synchronize()  # the host's memory is read below
-    updated = [call.operands[name].clone() for name in call.mutated]
-    restore(call, before)
-    return [*returned, *updated]
-
-
-def restore(call: Call, values: Iterable[Tensor]) -> None:
-    for name, value in zip(call.mutated, values, strict=True):
-        call.operands[name].copy_(value)
-
-
-def vary(call: Call) -> None:
-    operand = call.operands[call.varied]
-    operand.copy_(operand.neg() if operand.is_floating_point() else operand.flip(0))
-
-
-def check(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> None:
-    assert len(found) == len(wanted) > 0
-    for one, other in zip(found, wanted, strict=True):
-        assert one.dtype == other.dtype
-        tolerance = TOLERANCE.get(one.dtype, 0)
-        torch.testing.assert_close(one.cpu(), other.cpu(), rtol=tolerance, atol=tolerance)
-
-
 @pytest.mark.parametrize(("name", "place"), EVERYTHING, indirect=["place"])
 def test_equals_the_reference(name: str, place: Place) -> None:
     call = CALLS[name](place.setting)
@@ -102,21 +74,7 @@ def test_under_torch_compile(name: str, place: Place) -> None:
 
 @pytest.mark.parametrize(("name", "place"), DEFAULTS, indirect=["place"])
 def test_a_captured_call_takes_what_its_operands_hold_at_each_replay(name: str, place: Place) -> None:
-    call = CALLS[name](place.setting)
-    before = [call.operands[name].clone() for name in call.mutated]
-    returned: list[Tensor] = []
-
-    def apply() -> None:
-        returned[:] = call.apply(fastserve.ops)
-
-    replay = place.captured(apply)
-    for _ in range(2):
-        restore(call, before)
-        vary(call)
-        wanted = outcome(call, reference, place)
-        replay()
-        place.synchronize()
-        check([*returned, *(call.operands[name] for name in call.mutated)], wanted)
+    check_captured(CALLS[name](place.setting), reference, place)
 
 
 @pytest.mark.parametrize(("name", "place"), DEFAULTS, indirect=["place"])

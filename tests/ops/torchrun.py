@@ -1,4 +1,4 @@
-"""Runs a script of this folder under torchrun."""
+"""Runs a script under torchrun."""
 
 from __future__ import annotations
 
@@ -13,8 +13,11 @@ from fastserve import _C
 TIMEOUT_S = 180  # several interpreters import torch, on cores shared with other tests
 
 
-def run_ranks(script: str, num_ranks: int) -> list[str]:
-    """The lines that the ranks printed, sorted; fails with their complaints if one of them failed."""
+def run_ranks(script: str | Path, num_ranks: int, *args: str) -> list[str]:
+    """The lines that the ranks printed, sorted; fails with their complaints if one of them failed.
+
+    script: of this folder, unless it is a whole path
+    """
     with tempfile.TemporaryDirectory() as logs:
         command = [
             *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
@@ -24,7 +27,7 @@ def run_ranks(script: str, num_ranks: int) -> list[str]:
         # The fastserve that this process runs, also where that is a checkout and nothing is installed.
         path = [str(Path(_C.__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
         done = subprocess.run(
-            [*command, str(Path(__file__).with_name(script))],
+            [*command, str(Path(__file__).parent / script), *args],
             capture_output=True,
             text=True,
             timeout=TIMEOUT_S,
