@@ -28,7 +28,19 @@ GPUS = (
     Gpu("H100", 3.35, 989, 450, 64),
     Gpu("B200", 8.0, 2250, 900, 64),
 )
+H200 = Gpu("H200", 4.8, 989, 450, 64)  # an H100 with faster memory; the page's table leaves it out
+_BY_DEVICE_NAME = {
+    "NVIDIA A100-SXM4-80GB": GPUS[0],
+    "NVIDIA H100 80GB HBM3": GPUS[1],
+    "NVIDIA H200": H200,
+    "NVIDIA B200": GPUS[2],
+}
 HOP_US = 2.0  # a store to a peer, its flag, and the peer's look at it
+
+
+def gpu_named(device_name: str) -> Gpu | None:
+    """By the driver's name of the module; None: no figures of that one are kept here."""
+    return _BY_DEVICE_NAME.get(device_name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,13 +80,13 @@ RANKS = 8
 DECODE_ROWS, PREFILL_ROWS, CONTEXT = 16, 2048, 4096
 
 
-def works() -> Iterator[Work]:
-    """One rank of one (rows that name no ranks), or of eight."""
+def works(ranks: int = RANKS) -> Iterator[Work]:
+    """One rank of one (rows that name no ranks), or of so many."""
     for rows in (DECODE_ROWS, PREFILL_ROWS):
         yield from _row_ops(rows)
         yield from _matmuls(rows)
     yield from _attention()
-    yield from _exchanges()
+    yield from _exchanges(ranks)
     yield Work(
         "sample", f"{DECODE_ROWS} rows of {MODEL.vocabulary}", 2 * 4.0 * DECODE_ROWS * MODEL.vocabulary
     )
@@ -117,27 +129,27 @@ def _attention() -> Iterator[Work]:
     )
 
 
-def _exchanges() -> Iterator[Work]:
-    d, k = MODEL.hidden, MODEL.intermediate // RANKS
+def _exchanges(ranks: int) -> Iterator[Work]:
+    d, k = MODEL.hidden, MODEL.intermediate // ranks
     for rows in (DECODE_ROWS, PREFILL_ROWS):
         size = BF16 * rows * d
         one_shot = size <= 256 * 1024
-        link = (RANKS - 1) * size if one_shot else 2 * (RANKS - 1) / RANKS * size
+        link = (ranks - 1) * size if one_shot else 2 * (ranks - 1) / ranks * size
         hops = 1 if one_shot else 2
-        shape = f"{rows} x {d}, {RANKS} ranks"
+        shape = f"{rows} x {d}, {ranks} ranks"
         yield Work("all_reduce", shape, 2 * size, link_bytes=link, hops=hops)
         yield Work("all_reduce_add_rms_norm", shape, 4 * size, link_bytes=link, hops=hops)
         product = 2.0 * rows * d * k
         moved = BF16 * (d * k + rows * (d + k))
         # Partial tiles travel in fp32: to all at once, or around the ring and, summed, once more.
-        fused_link = 2 * (RANKS - 1) * size if rows == DECODE_ROWS else 3 * (RANKS - 1) / RANKS * size
+        fused_link = 2 * (ranks - 1) * size if rows == DECODE_ROWS else 3 * (ranks - 1) / ranks * size
         yield Work(
             "matmul_all_reduce",
-            f"{rows} x {d} x {k}, {RANKS} ranks",
+            f"{rows} x {d} x {k}, {ranks} ranks",
             moved,
             product,
             fused_link,
-            1 if rows == DECODE_ROWS else 2 * (RANKS - 1),
+            1 if rows == DECODE_ROWS else 2 * (ranks - 1),
             overlaps=True,
         )
 

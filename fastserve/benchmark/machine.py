@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
 from fastserve import _C
+from fastserve.benchmark.checkout import commit
 from fastserve.distributed.cores import usable_cores
 
 CPU_INFO = Path("/proc/cpuinfo")
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,21 +41,3 @@ def cpu_name(cpu_info: Path = CPU_INFO) -> str:
     if "cpu family" in fields:
         name += f" (family {fields['cpu family']} model {fields.get('model', '?')})"
     return name
-
-
-def commit(root: Path = ROOT) -> str:
-    """Of the checkout this file lies in, with '+' if it was changed since; 'unknown' elsewhere."""
-    git = ["git", "-C", str(root)]
-    try:
-        head = subprocess.run(
-            [*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True
-        )
-        changed = subprocess.run(
-            [*git, "status", "--porcelain", "--untracked-files=no"],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return head.stdout.strip() + ("+" if changed.stdout.strip() else "")

@@ -12,14 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastserve.ops import FileRows, KvCache, KvIndex, PackedWeight, pack, weight_rows
-from fastserve.ops.backend import lays_rows
+from fastserve.ops import FileRows, KvCache, KvIndex, PackedWeight, pack, registry, weight_rows
+from fastserve.ops.backend import Backend, lays_rows
 from fastserve.ops.file_rows import FileType, row_bytes
-from fastserve.ops.group import Group
 from fastserve.ops.matmul import Epilogue
 from fastserve.ops.packed_weight import WeightType
 
 EPS = 1e-5
+GPU_BACKENDS: tuple[Backend, ...] = ("triton", "cuda")
 ROPE_BASE = 500_000.0
 Apply = Callable[[Any], tuple[Tensor, ...]]
 
@@ -33,7 +33,14 @@ class Call:
     apply: Apply
     varied: str
     mutated: tuple[str, ...] = ()
-    weight_type: WeightType | None = None  # of matmuls
+    weight: PackedWeight | None = None  # of matmuls
+
+
+def gpu_backends(op: str, weight_type: str | None = None) -> list[Backend]:
+    """Those that run such a call on a GPU. CUDA C++ multiplies by plain weights of 16 bits alone."""
+    implemented = next(row.backends for row in registry.table() if row.name == op)
+    multiplies = op != "matmul" or weight_type in ("bf16", "f16")
+    return [name for name in GPU_BACKENDS if name in implemented and (name != "cuda" or multiplies)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +172,7 @@ def paged_attention(
 ) -> Call:
     scale = cache.v.shape[3] ** -0.5
     operands = {"q": q, "k_cache": cache.k, "v_cache": cache.v, "kv_of_head": kv_of_head}
+    operands |= {"positions": index.positions, "tables": index.tables}
     return Call(
         "paged_attention",
         operands,
@@ -184,7 +192,7 @@ def matmul(
         {"x": x, "w": w.data},
         lambda ops: (ops.matmul(x, w, bias=bias, epilogue=epilogue),),
         "x",
-        weight_type=type,
+        weight=w,
     )
 
 
@@ -239,58 +247,3 @@ def swap(setting: Setting, *, num_blocks: int, block_elements: int, to_host: boo
         "target_blocks": target_blocks,
     }
     return Call("swap", operands, apply, "source", ("target",))
-
-
-def all_reduce(setting: Setting, group: Group | None, *, rows: int, d: int) -> Call:
-    x = setting.randn(rows, d)
-
-    def apply(ops: Any) -> tuple[Tensor, ...]:
-        ops.all_reduce(x, group)
-        return ()
-
-    return Call("all_reduce", {"x": x}, apply, "x", ("x",))
-
-
-def all_reduce_add_rms_norm(setting: Setting, group: Group | None, *, rows: int, d: int) -> Call:
-    """The residual and the norm's weight are the same on every rank, as everywhere below."""
-    x, (residual, weight) = setting.randn(rows, d), _residual(setting, rows, d)
-    return Call(
-        "all_reduce_add_rms_norm",
-        {"x": x, "residual": residual, "weight": weight},
-        lambda ops: (ops.all_reduce_add_rms_norm(x, group, residual, weight, EPS),),
-        "x",
-        ("residual",),
-    )
-
-
-def matmul_all_reduce(
-    setting: Setting, group: Group | None, type: WeightType, *, rows: int, n: int, k: int
-) -> Call:
-    x, w = setting.randn(rows, k), setting.weight(type, n, k)
-    return Call(
-        "matmul_all_reduce",
-        {"x": x, "w": w.data},
-        lambda ops: (ops.matmul_all_reduce(x, w, group),),
-        "x",
-        weight_type=type,
-    )
-
-
-def matmul_all_reduce_add_rms_norm(
-    setting: Setting, group: Group | None, type: WeightType, *, rows: int, n: int, k: int
-) -> Call:
-    x, w = setting.randn(rows, k), setting.weight(type, n, k)
-    residual, weight = _residual(setting, rows, n)
-    return Call(
-        "matmul_all_reduce_add_rms_norm",
-        {"x": x, "w": w.data, "residual": residual, "weight": weight},
-        lambda ops: (ops.matmul_all_reduce_add_rms_norm(x, w, group, residual, weight, EPS),),
-        "x",
-        ("residual",),
-        weight_type=type,
-    )
-
-
-def _residual(setting: Setting, rows: int, d: int) -> tuple[Tensor, Tensor]:
-    shared = Setting.on(setting.device, setting.dtype, seed=7)
-    return shared.randn(rows, d), shared.randn(d, dtype=torch.float32)

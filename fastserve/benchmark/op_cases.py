@@ -123,7 +123,7 @@ def attention_case(
         ops.KvCache.empty(num_requests * blocks, heads.num_kv_heads, heads.head_dim, dtype)
         for _ in range(copies)
     ]
-    index = _index(num_requests, context, blocks, decode=decode)
+    index = kv_index(num_requests, context, decode=decode)
     q = torch.randn(len(index.positions), heads.num_heads * heads.head_dim)
     kv_of_head = torch.arange(heads.num_heads, dtype=torch.int32) * heads.num_kv_heads // heads.num_heads
     scale = heads.head_dim**-0.5
@@ -155,8 +155,9 @@ def attention_case(
     )
 
 
-def _index(num_requests: int, context: int, blocks: int, *, decode: bool) -> ops.KvIndex:
+def kv_index(num_requests: int, context: int, *, decode: bool) -> ops.KvIndex:
     """Blocks of the requests lie interleaved, as they come to lie when requests grow side by side."""
+    blocks = -(-context // BLOCK_SIZE)
     slots = torch.arange(num_requests, dtype=torch.int32)
     tables = torch.arange(num_requests * blocks, dtype=torch.int32).view(blocks, num_requests).T.contiguous()
     if decode:

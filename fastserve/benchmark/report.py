@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from fastserve.benchmark.machine import Machine
-from fastserve.benchmark.placement import State
 from fastserve.benchmark.summary import Summary
+
+if TYPE_CHECKING:  # they need what has to be built; a page of lines is also written where building failed
+    from fastserve.benchmark.machine import Machine
+    from fastserve.benchmark.placement import State
 
 UNKNOWN = "-"
 

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 import fastserve.ops
-from fastserve.benchmark import op_calls
+from fastserve.benchmark import collective_calls
 from fastserve.benchmark.op_calls import Call, Setting
 from fastserve.distributed.group import Group, init_group
 from fastserve.ops import PackedWeight, reference, unpack
@@ -60,15 +60,21 @@ def calls(group: Group, setting: Setting) -> Iterator[tuple[str, Call]]:
     """Names are those that tests.gpu.op_table knows backends of."""
     on_gpu = setting.device.type == "cuda"
     for rows, d in (*SIZES, *(LARGE_SIZES if on_gpu else ())):
-        yield "all_reduce", op_calls.all_reduce(setting, group, rows=rows, d=d)
+        yield "all_reduce", collective_calls.all_reduce(setting, group, rows=rows, d=d)
     for rows, d in (*SIZES, *(LARGE_SIZES[:2] if on_gpu else ())):
-        yield "all_reduce_add_rms_norm", op_calls.all_reduce_add_rms_norm(setting, group, rows=rows, d=d)
+        yield (
+            "all_reduce_add_rms_norm",
+            collective_calls.all_reduce_add_rms_norm(setting, group, rows=rows, d=d),
+        )
     types: tuple[WeightType, ...] = (setting.plain_type, *(QUANTISED if on_gpu else ()))
     for type in types:
         for rows, n, k in MATMULS:
             sizes = {"rows": rows, "n": n, "k": k}
-            yield f"matmul_all_reduce {type}", op_calls.matmul_all_reduce(setting, group, type, **sizes)
-            call = op_calls.matmul_all_reduce_add_rms_norm(setting, group, type, **sizes)
+            yield (
+                f"matmul_all_reduce {type}",
+                collective_calls.matmul_all_reduce(setting, group, type, **sizes),
+            )
+            call = collective_calls.matmul_all_reduce_add_rms_norm(setting, group, type, **sizes)
             yield f"matmul_all_reduce_add_rms_norm {type}", call
 
 
@@ -99,10 +105,10 @@ def check_graphs(group: Group, place: Place) -> None:
     setting = Setting.on(place.device, place.dtype, seed=group.rank)
     type, sizes = setting.plain_type, {"rows": 33, "n": 100, "k": 96}
     for call in (
-        op_calls.all_reduce(setting, group, rows=130, d=576),
-        op_calls.all_reduce_add_rms_norm(setting, group, rows=5, d=576),
-        op_calls.matmul_all_reduce(setting, group, type, **sizes),
-        op_calls.matmul_all_reduce_add_rms_norm(setting, group, type, **sizes),
+        collective_calls.all_reduce(setting, group, rows=130, d=576),
+        collective_calls.all_reduce_add_rms_norm(setting, group, rows=5, d=576),
+        collective_calls.matmul_all_reduce(setting, group, type, **sizes),
+        collective_calls.matmul_all_reduce_add_rms_norm(setting, group, type, **sizes),
     ):
         check_captured(call, OnHost(), place)
 

@@ -10,9 +10,9 @@ from functools import partial
 
 import torch
 
-from fastserve.benchmark import op_calls
-from fastserve.benchmark.op_calls import Call, Setting
-from fastserve.ops import reference, registry
+from fastserve.benchmark import collective_calls, op_calls
+from fastserve.benchmark.op_calls import Call, Setting, gpu_backends
+from fastserve.ops import reference
 from fastserve.ops.backend import Backend
 from fastserve.ops.packed_weight import WeightType
 from tests.ops.kv_case import KvCase, make_case, moved
@@ -21,7 +21,6 @@ from tests.ops.kv_case import KvCase, make_case, moved
 TOLERANCE = {torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 DTYPES = tuple(TOLERANCE)
 QUANTISED: tuple[WeightType, ...] = ("q8", "q4", "q4m")
-GPU_BACKENDS: tuple[Backend, ...] = ("triton", "cuda")
 
 
 def kv_case(setting: Setting, lengths: tuple[int, ...]) -> KvCase:
@@ -80,12 +79,12 @@ CALLS: dict[str, Build] = {
     ),
     "swap": partial(op_calls.swap, num_blocks=9, block_elements=64, to_host=True),
     "swap in": partial(op_calls.swap, num_blocks=9, block_elements=64, to_host=False),
-    "all_reduce": partial(op_calls.all_reduce, group=None, rows=5, d=72),
-    "all_reduce_add_rms_norm": partial(op_calls.all_reduce_add_rms_norm, group=None, rows=5, d=72),
-    "matmul_all_reduce": lambda setting: op_calls.matmul_all_reduce(
+    "all_reduce": partial(collective_calls.all_reduce, group=None, rows=5, d=72),
+    "all_reduce_add_rms_norm": partial(collective_calls.all_reduce_add_rms_norm, group=None, rows=5, d=72),
+    "matmul_all_reduce": lambda setting: collective_calls.matmul_all_reduce(
         setting, None, setting.plain_type, rows=5, n=48, k=96
     ),
-    "matmul_all_reduce_add_rms_norm": lambda setting: op_calls.matmul_all_reduce_add_rms_norm(
+    "matmul_all_reduce_add_rms_norm": lambda setting: collective_calls.matmul_all_reduce_add_rms_norm(
         setting, None, setting.plain_type, rows=5, n=48, k=96
     ),
 }
@@ -96,11 +95,7 @@ def op_of(name: str) -> str:
 
 
 def backends_of(name: str, dtype: torch.dtype) -> list[Backend | None]:
-    """Those of a GPU that have this form; None: none is forced. CUDA C++ multiplies by plain 16-bit weights alone."""
-    implemented = next(row.backends for row in registry.table() if row.name == op_of(name))
-    found: list[Backend | None] = [None]
-    for backend in GPU_BACKENDS:
-        by_cuda = dtype != torch.float32 and name.rsplit(maxsplit=1)[-1] not in QUANTISED
-        if backend in implemented and (backend != "cuda" or op_of(name) != "matmul" or by_cuda):
-            found.append(backend)
-    return found
+    """Those of a GPU that have this form; None: none is forced."""
+    last = name.rsplit(maxsplit=1)[-1]
+    weight_type = last if last in QUANTISED else Setting.on("cpu", dtype).plain_type
+    return [None, *gpu_backends(op_of(name), weight_type)]

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 import fastserve.ops
+from fastserve.benchmark.op_calls import GPU_BACKENDS
 from fastserve.ops import pack, reference, registry, unpack
 from tests.ops.kv_case import rows_of
 
-from .op_table import CALLS, DTYPES, GPU_BACKENDS, backends_of, op_of, stored_case
+from .op_table import CALLS, DTYPES, backends_of, op_of, stored_case
 from .outcome import check, check_captured, outcome, restore, vary
 from .place import Place
 
