@@ -28,6 +28,7 @@ from fastserve.kernels.sample_order import (
     GREEDY_BELOW,
     NO_KEY,
     NOTHING,
+    as_tensor,
     float_of,
     key_of,
     load_scaled,
@@ -80,12 +81,12 @@ def weigh_levels(  # type: ignore[no-untyped-def]  # noqa: PLR0917
     x = load_scaled(logits + row * ld, split * SPLIT + tl.arange(0, SPLIT), degrees, V)
     at = row * NUM_SPLITS + split
     for level in tl.static_range(NUM_LEVELS):
-        count = tl.sum((x >= _level(top, tl.to_tensor(level))).to(tl.int32))
+        count = tl.sum((x >= _level(top, as_tensor(level))).to(tl.int32))
         tl.store(counts + at * NUM_LEVELS + level, count)
     if by_weight:
         weight = weight_of(x, top)
         for level in tl.static_range(NUM_LEVELS):
-            reached = tl.where(x >= _level(top, tl.to_tensor(level)), weight, 0)
+            reached = tl.where(x >= _level(top, as_tensor(level)), weight, 0)
             tl.store(weights + at * (NUM_LEVELS + 1) + level, tl.sum(reached))
         tl.store(weights + at * (NUM_LEVELS + 1) + NUM_LEVELS, tl.sum(weight))
 

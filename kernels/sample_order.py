@@ -12,9 +12,15 @@ ONE = tl.constexpr(float(1 << 42))  # the likeliest token's weight: 2^20 of them
 
 
 @triton.jit
+def as_tensor(number):  # type: ignore[no-untyped-def]
+    """Of a constant; Triton 3.6 has no tl.to_tensor."""
+    return number + tl.zeros([], tl.int32)
+
+
+@triton.jit
 def option(pointer, row, default):  # type: ignore[no-untyped-def]
     if pointer is None:
-        return tl.to_tensor(default)
+        return as_tensor(default)
     else:
         return tl.load(pointer + row)
 
