@@ -2,6 +2,7 @@
 #include "cpu/matmul.h"
 
 #include "cpu/kernels.h"
+#include "cpu/matmul_tiles.h"
 #include "cpu/simd.h"
 
 namespace fastserve::FASTSERVE_ISA_NAMESPACE {
@@ -18,11 +19,8 @@ int ceil_div(int a, int b) {
 }  // namespace
 
 MatmulConfig choose_matmul(int m, WeightType type) {
-    // 8 Vecs of registers: six accumulators, a weight, a broadcast. Fewer: two rows, which is all that is
-    // kept.
-    constexpr int kNarrowRows = kNumRegisters < 8 ? 2 : 6;
     if (kNumRegisters < 32)
-        return {.max_rows = kNarrowRows, .max_panels = 1, .chunk = m > kNarrowRows ? 512 : 0};
+        return {.max_rows = kMaxTileRows, .max_panels = 1, .chunk = m > kMaxTileRows ? 512 : 0};
     if (!is_quantised(type)) {
         // One row: 4 panels are 4 streams of weights and 4 chains of fma, enough for DRAM. More: 6 x 4 = 24
         // accumulators, 4 weights, 1 broadcast. 4 panels x 128 k x 64 bytes = 32 KiB of f32.

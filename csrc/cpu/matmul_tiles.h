@@ -30,12 +30,16 @@ FASTSERVE_INLINE void store_chain(const Vec (&acc)[R][P], float* y, int64_t ldy,
         for (int p = 0; p < P; ++p) store_n(y + r * ldy + p * kPanel, acc[r][p], lanes_of(num_columns, p));
 }
 
+// Rows of the tallest tile. 8 Vecs of registers: six accumulators, a weight, a broadcast. Fewer: two rows,
+// and taller tiles, half a minute's work for the compiler, are not made.
+constexpr int kMaxTileRows = kNumRegisters < 8 ? 2 : 6;
+
 // kind.tile<R, P>(row) for all rows of a panel group, R being 6, 4, 2 or 1 and R x P within Kind::kMaxTile.
 template <int P, class Kind>
 FASTSERVE_INLINE void walk_rows(const Kind& kind, int row, int row_end, int max_rows) {
-    if constexpr (6 * P <= Kind::kMaxTile)
+    if constexpr (kMaxTileRows >= 6 && 6 * P <= Kind::kMaxTile)
         for (; max_rows >= 6 && row + 6 <= row_end; row += 6) kind.template tile<6, P>(row);
-    if constexpr (4 * P <= Kind::kMaxTile)
+    if constexpr (kMaxTileRows >= 4 && 4 * P <= Kind::kMaxTile)
         for (; max_rows >= 4 && row + 4 <= row_end; row += 4) kind.template tile<4, P>(row);
     if constexpr (2 * P <= Kind::kMaxTile)
         for (; row + 2 <= row_end; row += 2) kind.template tile<2, P>(row);
