@@ -17,7 +17,14 @@ import pytest
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 BUILD = ROOT / "build" / "cuda_host"
-WARNINGS = ("-Wall", "-Wextra", "-Werror=return-type", "-Wno-unknown-pragmas", "-fno-strict-aliasing")
+STANDARD = (
+    "-std=c++20",
+    "-Wall",
+    "-Wextra",
+    "-Werror=return-type",
+    "-Wno-unknown-pragmas",
+    "-fno-strict-aliasing",
+)
 SANITIZED = (
     "-DFASTSERVE_QUICK",
     "-O1",
@@ -49,21 +56,25 @@ def build(test: str, *, sanitizer: str = "", csrc: Path = ROOT / "csrc", into: P
         _object(HERE / name, [f"-I{HERE}", "-O2"], headers, BUILD) for name in ("emulator.cpp", "fiber.cpp")
     ]
     sanitize = [f"-fsanitize={sanitizer}", *SANITIZED] if sanitizer else ["-O2"]
-    includes = [
-        f"-I{csrc}",
-        f"-I{ROOT / 'tests' / 'csrc'}",
-        f"-I{HERE}",
-        "-isystem",
-        str(toolkit() / "include"),
-    ]
+    includes = [f"-I{csrc}", f"-I{ROOT / 'tests' / 'csrc'}", f"-I{HERE}"]
+    options = ["-DFASTSERVE_CUDA_HOST", *sanitize, "-isystem", str(toolkit() / "include")]
+    system = _precompiled(HERE / "system_headers.h", options)
+    options += [*includes, "-include", str(system), "-Werror=invalid-pch"]
     inputs = [*headers, *sorted((csrc / "cuda").iterdir())]
-    program = _object(HERE / f"{test}.cpp", ["-DFASTSERVE_CUDA_HOST", *sanitize, *includes], inputs, into)
+    program = _object(HERE / f"{test}.cpp", options, inputs, into)
     return _made(program.with_suffix(""), ["g++", *sanitize, str(program), *map(str, emulator), "-pthread"])
+
+
+def _precompiled(header: Path, options: list[str]) -> Path:
+    """What to include instead of `header`: g++ finds the compiled one beside it, and nothing is there else."""
+    name = BUILD / f"{header.stem}-{_digest([header], options)}.h"
+    _made(Path(f"{name}.gch"), ["g++", *STANDARD, *options, "-x", "c++-header", str(header)])
+    return name
 
 
 def _object(source: Path, options: list[str], included: list[Path], into: Path) -> Path:
     target = into / f"{source.stem}-{_digest([source, *included], options)}.o"
-    return _made(target, ["g++", "-std=c++20", *WARNINGS, *options, "-c", str(source)])
+    return _made(target, ["g++", *STANDARD, *options, "-c", str(source)])
 
 
 def _digest(inputs: Iterable[Path], options: list[str]) -> str:
