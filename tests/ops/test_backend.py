@@ -60,6 +60,13 @@ def test_what_is_missing_for_a_device_says_how_to_get_it(
         backend.choose_backend("op", dict.fromkeys(implemented), "cuda")
 
 
+def test_a_forced_backend_that_was_not_built_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FASTSERVE_BACKEND", "cuda")
+    monkeypatch.setattr(backend, "cuda_ops", lambda: None)
+    with pytest.raises(BackendError, match="^op: fastserve was built without its CUDA ops: install it again"):
+        backend.choose_backend("op", dict.fromkeys(("reference", "triton", "cuda")), "cuda")
+
+
 def test_on_a_gpu_the_first_installed_backend_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backend, "cuda_ops", lambda: None)
     monkeypatch.setattr(backend, "has_triton", lambda: True)
