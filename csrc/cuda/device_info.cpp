@@ -17,4 +17,10 @@ DeviceInfo device_info(int32_t device) {
             10 * properties.major + properties.minor};
 }
 
+bool can_reach(int32_t from, int32_t to) {
+    int reaches;
+    check(cudaDeviceCanAccessPeer(&reaches, from, to));
+    return reaches != 0;
+}
+
 }  // namespace fastserve::cuda

@@ -18,4 +18,7 @@ int device_count();
 // Throws std::runtime_error for a device that is not there.
 DeviceInfo device_info(int32_t device);
 
+// Whether one device may write the memory of the other: over NVLink, or PCIe where the platform lets it.
+bool can_reach(int32_t from, int32_t to);
+
 }  // namespace fastserve::cuda

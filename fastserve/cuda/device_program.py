@@ -33,6 +33,7 @@ KV_DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
 STEP_TIMEOUT_S = (
     60.0  # a step that takes longer is a GPU that hangs: from then on its rank shows no sign of life
 )
+LEAVE_TIMEOUT_S = 2.0  # our kernels end in microseconds once the epoch is raised; NCCL's wait on
 SPINNING_LOOKS = 200  # at an event, about 1 us each: most decode steps end within them
 SLEEP_S = 50e-6
 
@@ -150,15 +151,25 @@ class DeviceProgram:
         return tokens, make_reports(logprobs, wanted, tokens)
 
     def _wait(self, event: Event) -> None:
-        """A rank that waits for its GPU lives, and so does one whose GPU waits for a peer, up to a point."""
-        deadline_s = time.monotonic() + STEP_TIMEOUT_S
+        """A rank that waits for its GPU lives, and so does one whose GPU waits for a peer, up to a point.
+
+        Raises RuntimeError where the group was lost and the GPU does not come out of the step: this process cannot go
+        on with it.
+        """
+        start_s = time.monotonic()
+        lost_s = None
         num_looks = 0
         while not event.done():
+            now_s = time.monotonic()
             num_looks += 1
             if num_looks > SPINNING_LOOKS:
                 time.sleep(SLEEP_S)
-            if time.monotonic() < deadline_s:
+            if now_s < start_s + STEP_TIMEOUT_S:
                 self.exchange.beat()
+            if self.exchange.failed:
+                lost_s = lost_s or now_s
+                if now_s > lost_s + LEAVE_TIMEOUT_S:
+                    raise RuntimeError("the GPU did not come out of a step whose group was lost")
         if self.exchange.failed:
             raise RankLostError("a rank of the group was lost in the middle of a step")
 

@@ -3,7 +3,8 @@
 Tensors lie on the CPU, and ops are the CPU's own. What differs on a GPU is kept:
 
 - Copies to and from pinned memory are late: one from the host reads it when the next op needs it, what one brings to
-  the host is there once it was waited for. Streams but the first run all that changes memory as late as events allow.
+  the host is there once it was waited for. A stream that is made beside another, which lives, runs all that changes
+  memory as late as events allow.
 - A graph is a list of the ops of one run, with the tensors and the numbers that they had then: a replay writes the same
   memory, and sees no value of the host anew. Waiting for the device while capturing is refused.
 - Memory ends: an allocation beyond `memory_bytes` raises what torch raises.
@@ -108,8 +109,12 @@ class FakeStream:
             self._enqueue(lambda: args[0].copy_(args[1]))
             return args[0]
         if self._late and _changes_memory(op):
+            returns = op._schema.returns
+            assert all(value.alias_info is not None for value in returns), (
+                f"{op} returns what is not there yet"
+            )
             self._enqueue(lambda: op(*args, **kwargs))
-            return args[0] if op._schema.returns else None
+            return args[0] if returns else None
         if not self._late:
             self._bring_in()
         result = op(*args, **kwargs)
@@ -192,14 +197,15 @@ class FakeRuntime:
 
     def __init__(self, memory_bytes: int | None = None) -> None:
         self.graphs: list[FakeGraph[Any]] = []
-        self.streams: list[FakeStream] = []
+        self._streams: weakref.WeakSet[FakeStream] = weakref.WeakSet()
         self._memory_bytes = memory_bytes
         self._used_bytes = 0
         self._pinned: set[int] = set()
 
     def new_stream(self) -> FakeStream:
-        self.streams.append(FakeStream(self, late=bool(self.streams)))
-        return self.streams[-1]
+        stream = FakeStream(self, late=len(self._streams) > 0)
+        self._streams.add(stream)
+        return stream
 
     def pinned(self, *shape: int, dtype: torch.dtype) -> Tensor:
         tensor = torch.zeros(*shape, dtype=dtype)

@@ -148,6 +148,15 @@ def test_memory_that_ends_is_torchs_own_error(short_model: Path) -> None:
         program_steps(short_model, FakeRuntime(memory_bytes=1 << 20), [])
 
 
+class SlowEvent:
+    def __init__(self, num_looks: int) -> None:
+        self.num_looks = num_looks
+
+    def done(self) -> bool:
+        self.num_looks -= 1
+        return self.num_looks < 0
+
+
 def test_a_rank_that_waits_for_its_gpu_beats_until_it_has_waited_too_long(
     short_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -157,17 +166,23 @@ def test_a_rank_that_waits_for_its_gpu_beats_until_it_has_waited_too_long(
     region = _C.SharedRegion.create(1, 1 << 20)
     program.exchange = _C.Exchange(region, 0)
 
-    class SlowEvent:
-        def __init__(self, num_looks: int) -> None:
-            self.num_looks = num_looks
-
-        def done(self) -> bool:
-            self.num_looks -= 1
-            return self.num_looks < 0
-
     before = region.beats(0)
     program._wait(SlowEvent(5))
     assert region.beats(0) == before + 5
     monkeypatch.setattr(device_program, "STEP_TIMEOUT_S", 0.0)
     program._wait(SlowEvent(5))
     assert region.beats(0) == before + 5
+
+
+def test_a_gpu_that_stays_in_a_lost_step_ends_its_rank(
+    short_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(device_program, "LEAVE_TIMEOUT_S", 0.01)
+    program = make_program(
+        plan_execution(EngineConfig(model=str(short_model), **LIMITS), short_model), FakeRuntime()
+    )
+    program.exchange.raise_epoch()
+    with pytest.raises(RankLostError):
+        program._wait(SlowEvent(1))
+    with pytest.raises(RuntimeError, match="did not come out of a step"):
+        program._wait(SlowEvent(10**9))
