@@ -22,6 +22,9 @@ from .op_table import CALLS, DTYPES, backends_of, op_of, stored_case
 from .outcome import check, check_captured, outcome, restore, vary
 from .place import Place
 
+# What torch's compiler and a driver warn of on a GPU is not this project's: TF32 that is switched off, say.
+pytestmark = pytest.mark.filterwarnings("default")
+
 IN_TRITON = [name for name in CALLS if "triton" in backends_of(name, torch.float32)]
 # One form of each op: these are about torch, not about what a kernel computes. A lone all_reduce launches nothing.
 ONE_OF_EACH = [
