@@ -8,6 +8,7 @@ has CUDA's own words, "no driver" among them.
 from collections.abc import Sequence
 
 EPILOGUES: tuple[str, ...]
+TRITON_AREA_BYTES: int
 
 def device_count() -> int: ...
 def device_info(device: int) -> tuple[str, int, int]:
@@ -16,13 +17,22 @@ def device_info(device: int) -> tuple[str, int, int]:
 def exchange_bytes(size: int) -> int: ...
 
 class ExchangeBuffer:
-    """A rank's exchange buffer on the current device (csrc/cuda/exchange_buffer.h)."""
+    """A rank's exchange buffer on the current device (csrc/cuda/exchange_buffer.h).
 
-    def __init__(self, rank: int, size: int) -> None: ...
+    epoch_address: of a group's epoch (_C.Exchange), in memory that `owner` keeps mapped; 0: an epoch of its own
+    """
+
+    def __init__(self, rank: int, size: int, epoch_address: int = 0, owner: object = None) -> None: ...
     @property
     def handle(self) -> bytes: ...
     def connect(self, handles: Sequence[bytes]) -> None: ...
     def raise_epoch(self) -> None: ...
+    @property
+    def epoch_address(self) -> int:
+        """Where kernels see the epoch: 0 until a rank is lost."""
+    @property
+    def triton_areas(self) -> list[int]:
+        """The ranks' areas for Triton, TRITON_AREA_BYTES each. Raises ValueError before connect."""
 
 def all_reduce(
     buffer: ExchangeBuffer, x: int, ldx: int, out: int, ldo: int, rows: int, d: int, type: int, stream: int, /

@@ -17,6 +17,10 @@ using namespace fastserve;
 
 namespace {
 
+uintptr_t epoch_address(const Exchange& exchange) {
+    return reinterpret_cast<uintptr_t>(&exchange.region().epoch());
+}
+
 void check_outcome(const Exchange& exchange) {
     if (exchange.gave_up()) raise_loss(exchange.region());
 }
@@ -139,6 +143,8 @@ void bind_ring(py::module_& m) {
         .def_property_readonly("gave_up", &Exchange::gave_up, "A result since the start is garbage.")
         .def_property_readonly("gather_capacity", &Exchange::gather_capacity)
         .def_property_readonly("tiles_sent_early", &Exchange::tiles_sent_early)
+        .def_property_readonly("epoch_address", &epoch_address,
+                               "Of an uint32: 0 while the group is whole, another once it is not.")
         .def("rows_per_slice", &Exchange::rows_per_slice, py::arg("d"))
         .def("force_algorithm", &force_algorithm, py::arg("name"))
         .def("all_reduce", &all_reduce, py::arg("address"), py::arg("rows"), py::arg("d"),

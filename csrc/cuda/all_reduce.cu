@@ -64,4 +64,8 @@ int64_t exchange_bytes(int32_t size) {
     return area_offset(Area::kEnd, size);
 }
 
+int64_t triton_area_offset(int32_t size) {
+    return area_offset(Area::kTriton, size);
+}
+
 }  // namespace fastserve::cuda

@@ -17,13 +17,13 @@ constexpr int kMatmulBlocks = 160;  // no device has more multiprocessors (B200:
 
 static_assert(kMaxRanks == kMaxExchangeRanks);
 
-enum class Area { kAllReduce, kRing, kMatmulRing, kMatmulOneShot, kEnd };
+enum class Area { kAllReduce, kRing, kMatmulRing, kMatmulOneShot, kTriton, kEnd };
 
 inline long long area_offset(Area area, int size) {
     const long long bytes[] = {kAllReduceFlagBytes + 2 * kAllReduceHalfBytes,
                                kRingFlagBytes + kRingBlocks * kRingSlots * kSlotBytes,
                                kMatmulRingFlagBytes + kMatmulBlocks * matmul_ring_block_bytes(size),
-                               kMatmulOneShotFlagBytes + 2 * kMatmulHalfBytes};
+                               kMatmulOneShotFlagBytes + 2 * kMatmulHalfBytes, kTritonAreaBytes};
     long long offset = 0;
     for (int i = 0; i < static_cast<int>(area); ++i) offset += bytes[i];
     return offset;

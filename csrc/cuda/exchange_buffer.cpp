@@ -1,6 +1,5 @@
 #include "exchange_buffer.h"
 
-#include <atomic>
 #include <cstring>
 
 #include "arguments.h"
@@ -8,23 +7,28 @@
 
 namespace fastserve::cuda {
 
-ExchangeBuffer::ExchangeBuffer(int rank, int size) {
+namespace {
+
+void check_rank(int rank, int size) {
     require(2 <= size && size <= kMaxExchangeRanks, "size must be in [2, 8]");
     require(0 <= rank && rank < size, "rank must be in [0, size)");
+}
+
+}  // namespace
+
+// The epoch that kernels expect is 0, not what the word holds by now: it may have been raised already.
+ExchangeBuffer::ExchangeBuffer(int rank, int size, uint32_t* epoch)
+    : epoch_((check_rank(rank, size), epoch)) {
     exchange_.rank = rank;
     exchange_.size = size;
+    exchange_.epoch = epoch_.on_device();
+    void*& own = exchange_.buffers[rank];
     try {
-        check(cudaMalloc(&exchange_.buffers[rank], exchange_bytes(size)));
-        check(cudaMemset(exchange_.buffers[rank], 0, exchange_bytes(size)));
-        check(cudaHostAlloc(reinterpret_cast<void**>(&epoch_), sizeof(*epoch_), cudaHostAllocMapped));
-        *epoch_ = 0;
-        void* seen = nullptr;
-        check(cudaHostGetDevicePointer(&seen, epoch_, 0));
-        exchange_.epoch = static_cast<const uint32_t*>(seen);
+        check(cudaMalloc(&own, exchange_bytes(size)));
+        check(cudaMemset(own, 0, exchange_bytes(size)));
         check(cudaDeviceSynchronize());  // peers may write as soon as they have the handle
     } catch (...) {
-        cudaFreeHost(epoch_);
-        cudaFree(exchange_.buffers[rank]);
+        cudaFree(own);
         throw;
     }
 }
@@ -32,7 +36,6 @@ ExchangeBuffer::ExchangeBuffer(int rank, int size) {
 ExchangeBuffer::~ExchangeBuffer() {
     close_peers();
     cudaFree(exchange_.buffers[exchange_.rank]);
-    cudaFreeHost(epoch_);
 }
 
 std::string ExchangeBuffer::handle() const {
@@ -62,10 +65,6 @@ void ExchangeBuffer::close_peers() {
         cudaIpcCloseMemHandle(exchange_.buffers[rank]);
         exchange_.buffers[rank] = nullptr;
     }
-}
-
-void ExchangeBuffer::raise_epoch() {
-    std::atomic_ref(*epoch_).fetch_add(1, std::memory_order_release);
 }
 
 const Exchange& ExchangeBuffer::exchange() const {

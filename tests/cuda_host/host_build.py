@@ -52,15 +52,17 @@ def build(test: str, *, sanitizer: str = "", csrc: Path = ROOT / "csrc", into: P
     sanitizer: as for -fsanitize=; the emulator itself is never instrumented.
     """
     headers = sorted(HERE.glob("*.h"))
+    cuda = ["-isystem", str(toolkit() / "include")]
     emulator = [
-        _object(HERE / name, [f"-I{HERE}", "-O2"], headers, BUILD) for name in ("emulator.cpp", "fiber.cpp")
+        _object(HERE / name, [f"-I{HERE}", *cuda, "-O2"], headers, BUILD)
+        for name in ("emulator.cpp", "fiber.cpp", "runtime_host.cpp")
     ]
     sanitize = [f"-fsanitize={sanitizer}", *SANITIZED] if sanitizer else ["-O2"]
     includes = [f"-I{csrc}", f"-I{ROOT / 'tests' / 'csrc'}", f"-I{HERE}"]
-    options = ["-DFASTSERVE_CUDA_HOST", *sanitize, "-isystem", str(toolkit() / "include")]
+    options = ["-DFASTSERVE_CUDA_HOST", *sanitize, *cuda]
     system = _precompiled(HERE / "system_headers.h", options)
     options += [*includes, "-include", str(system), "-Werror=invalid-pch"]
-    inputs = [*headers, *sorted((csrc / "cuda").iterdir())]
+    inputs = [*headers, *sorted((csrc / "cuda").iterdir()), *sorted(csrc.glob("ring/shared_region.*"))]
     program = _object(HERE / f"{test}.cpp", options, inputs, into)
     return _made(program.with_suffix(""), ["g++", *sanitize, str(program), *map(str, emulator), "-pthread"])
 

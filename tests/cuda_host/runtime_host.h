@@ -1,11 +1,20 @@
 // What launchers ask of the CUDA runtime, from the emulator: a device of four multiprocessors, one block on
-// each at a time.
+// each at a time. Memory: runtime_host.cpp.
 #pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <stdexcept>
+#include <string>
 
 #include "cuda/launch.h"
 #include "emulator.h"
 
 namespace fastserve::cuda {
+
+inline void check(cudaError_t error) {
+    if (error != cudaSuccess) throw std::runtime_error("CUDA: " + std::to_string(error));
+}
 
 inline int num_multiprocessors() {
     return 4;

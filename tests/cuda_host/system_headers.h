@@ -2,6 +2,7 @@
 // all of them (host_build.py), it is a third of what each takes.
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
+#include <cuda_runtime_api.h>
 #include <vector_functions.h>
 
 #include <algorithm>

@@ -34,6 +34,12 @@ def test_launchers_choose_what_gives_the_right_result() -> None:
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
 
 
+@pytest.mark.parametrize("sanitizer", ["", "thread", "address,undefined"])
+def test_whoever_raises_a_groups_epoch_ends_the_kernels_that_wait(sanitizer: str) -> None:
+    done = run(build("test_exchange_buffer", sanitizer=sanitizer), hang_s=10)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[:4000]
+
+
 @pytest.mark.parametrize("sanitizer", ["thread", "address,undefined"])
 @pytest.mark.parametrize("test", KERNELS)
 def test_kernels_are_clean_under_sanitizers(test: str, sanitizer: str) -> None:

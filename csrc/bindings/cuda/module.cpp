@@ -3,6 +3,10 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <memory>
+#include <string>
+#include <vector>
+
 #include "cuda/device_info.h"
 #include "cuda/exchange_buffer.h"
 #include "cuda/launch.h"
@@ -40,10 +44,26 @@ MatmulCall product(uintptr_t x, int64_t ldx, uintptr_t w, int64_t ldw, uintptr_t
             Epilogue::none};
 }
 
+// The word of a group's epoch at `address`, in memory that `owner` keeps mapped; 0 and None: the buffer's
+// own.
+std::unique_ptr<ExchangeBuffer> buffer_of(int rank, int size, uintptr_t address, const py::object&) {
+    return std::make_unique<ExchangeBuffer>(rank, size, reinterpret_cast<uint32_t*>(address));
+}
+
+std::vector<uintptr_t> triton_areas(const ExchangeBuffer& buffer) {
+    const Exchange& exchange = buffer.exchange();
+    std::vector<uintptr_t> areas;
+    for (int rank = 0; rank < exchange.size; ++rank)
+        areas.push_back(reinterpret_cast<uintptr_t>(exchange.buffers[rank]) +
+                        triton_area_offset(exchange.size));
+    return areas;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_cuda, m) {
     m.attr("EPILOGUES") = py::make_tuple("none", "silu", "gelu_tanh", "relu", "silu_mul");
+    m.attr("TRITON_AREA_BYTES") = kTritonAreaBytes;
     m.def("device_count", &device_count);
     m.def(
         "device_info",
@@ -55,7 +75,12 @@ PYBIND11_MODULE(_cuda, m) {
     m.def("exchange_bytes", &exchange_bytes, py::arg("size"));
 
     py::class_<ExchangeBuffer>(m, "ExchangeBuffer")
-        .def(py::init<int, int>(), py::arg("rank"), py::arg("size"))
+        .def(py::init(&buffer_of), py::arg("rank"), py::arg("size"), py::arg("epoch_address") = 0,
+             py::arg("owner") = py::none(), py::keep_alive<1, 5>())
+        .def_property_readonly("triton_areas", &triton_areas)
+        .def_property_readonly(
+            "epoch_address",
+            [](const ExchangeBuffer& self) { return reinterpret_cast<uintptr_t>(self.exchange().epoch); })
         .def_property_readonly("handle", [](const ExchangeBuffer& self) { return py::bytes(self.handle()); })
         .def("connect",
              [](ExchangeBuffer& self, const std::vector<py::bytes>& handles) {
