@@ -48,6 +48,7 @@ from dataclasses import dataclass
 
 import torch
 import triton
+from fastserve.kernels.architecture import architecture_of
 from fastserve.kernels.paged_attention_rows import attend_rows, find_lone_rows, merge_partitions
 from fastserve.kernels.paged_attention_tiles import attend_tiles
 from torch import Tensor
@@ -127,14 +128,6 @@ def padded(head_dim: int) -> int:
     return max(16, dims)
 
 
-def _architecture_of(tensor: Tensor) -> int:
-    """CPU tensors are the interpreter's: sm_80."""
-    if tensor.device.type != "cuda":
-        return 80
-    major, minor = torch.cuda.get_device_capability(tensor.device)
-    return 10 * major + minor
-
-
 def paged_attention(  # noqa: PLR0917
     q: Tensor,
     k_cache: Tensor,
@@ -167,7 +160,7 @@ def paged_attention(  # noqa: PLR0917
         head_dim=head_dim,
         element_bytes=k_cache.element_size(),
         group=group,
-        architecture=architecture or _architecture_of(q),
+        architecture=architecture or architecture_of(q),
     )
     split = choose_attention(
         num_rows=num_rows, num_slots=num_slots, max_keys=max_blocks * block_size, window=window,

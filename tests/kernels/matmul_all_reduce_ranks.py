@@ -20,13 +20,14 @@ os.environ["TRITON_INTERPRET"] = "1"
 
 import numpy as np
 import torch
-from fastserve.kernels.matmul_all_reduce import Peers, matmul_all_reduce, most_tiles
+from fastserve.kernels.matmul import matmul
+from fastserve.kernels.matmul_all_reduce import MAX_TILES, Peers, all_reduce, matmul_all_reduce
 from torch import Tensor
 
-MAX_ROWS, MAX_COLUMNS = 32, 96
 GROUPS = (4, 3, 2)
 LOST_RANKS = 3
-FIRST_EPOCH = 7
+FLAGS = 2 * MAX_TILES.value  # of an area, per source rank
+SLOT_BYTES = 4 * 32 * 96
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,23 +37,30 @@ class Call:
     dtype: torch.dtype
     out_dtype: torch.dtype
     architecture: int = 80
-    ordered: bool = False  # K = 1, and partial sums of which the order shows in the result
+    ordered: bool = False  # K = 1, and parts of which the order shows in the result
+    separate: bool = False  # a product, then its sum
 
 
-# One after another in the same memory, so that halves are used again, by other shapes too; 40 rows are two calls.
+# One after another in the same memory, so that halves are used again, by other shapes and types too; 100 rows are
+# several calls.
 # tl.dot of bf16 is wrong in the interpreter: fp16 and fp32.
 CALLS = (
     Call(5, 33, torch.float16, torch.float16),
     Call(1, 7, torch.float32, torch.float32),
     Call(17, 70, torch.float16, torch.float32, architecture=90),
-    Call(40, 33, torch.float32, torch.float32),
+    Call(100, 33, torch.float32, torch.float32),
+    Call(100, 33, torch.float16, torch.float16, separate=True),
+    Call(9, 200, torch.float32, torch.float32, separate=True),
     Call(4, 83, torch.float32, torch.float32, ordered=True),
     Call(4, 83, torch.float16, torch.float16, ordered=True),
 )
 
 
 def operands(call_idx: int, rank: int, num_ranks: int) -> tuple[Tensor, Tensor]:
-    """x [M, K_r] and w [N, K_r], columns of wider matrices of NaNs; K_r differs between ranks."""
+    """x [M, K_r] and w [N, K_r], columns of wider matrices of NaNs; K_r differs between ranks.
+
+    Products are exact in fp32, in whatever order the interpreter's BLAS adds, and not in fp16.
+    """
     call = CALLS[call_idx]
     generator = torch.Generator().manual_seed(100 * call_idx + rank)
     k = 1 if call.ordered else 23 + 21 * rank
@@ -65,19 +73,18 @@ def operands(call_idx: int, rank: int, num_ranks: int) -> tuple[Tensor, Tensor]:
         x[(rank - 1) % num_ranks :: num_ranks, 2] = -(2.0**14)
         w[:, 1] = 1 + torch.arange(call.n) / 128
     else:
-        x[:, 2 : 2 + k] = torch.randn(call.m, k, generator=generator)
-        w[:, 1 : 1 + k] = torch.randn(call.n, k, generator=generator)
+        x[:, 2 : 2 + k] = torch.randint(-31, 32, (call.m, k), generator=generator) / 16
+        w[:, 1 : 1 + k] = torch.randint(-31, 32, (call.n, k), generator=generator) / 16
     return x[:, 2 : 2 + k], w[:, 1 : 1 + k]
 
 
-def sizes(num_ranks: int) -> tuple[int, int]:
-    """Elements of a rank's partial sums and flags."""
-    return 2 * num_ranks * MAX_ROWS * MAX_COLUMNS, 2 * num_ranks * most_tiles(MAX_ROWS, MAX_COLUMNS)
+def area_bytes(num_ranks: int) -> int:
+    return 128 + num_ranks * (4 * FLAGS + 2 * SLOT_BYTES)
 
 
 def region_bytes(num_ranks: int) -> int:
-    """The epoch, then each rank's partial sums, then each rank's flags."""
-    return 64 + num_ranks * 4 * sum(sizes(num_ranks))
+    """The epoch, then each rank's area."""
+    return 64 + num_ranks * area_bytes(num_ranks)
 
 
 class Group:
@@ -85,27 +92,30 @@ class Group:
 
     def __init__(self, rank: int, num_ranks: int, descriptor: int) -> None:
         region = torch.frombuffer(mmap.mmap(descriptor, region_bytes(num_ranks)), dtype=torch.int32)
-        partials, flags = sizes(num_ranks)
+        words = area_bytes(num_ranks) // 4
         self.num_ranks = num_ranks
         self.epoch = region[:1]
-        self.flags = region[16 + num_ranks * partials :].view(num_ranks, 2, num_ranks, -1)
-        first = region.data_ptr() + 64
+        self.flags = (
+            region[16:]
+            .view(num_ranks, words)[:, 32:][:, : num_ranks * FLAGS]
+            .unflatten(1, (2, num_ranks, -1))
+        )
         self.peers = Peers(
             rank=rank,
-            partials=first + 4 * partials * torch.arange(num_ranks),
-            flags=first + 4 * num_ranks * partials + 4 * flags * torch.arange(num_ranks),
-            sequence=torch.zeros(2, dtype=torch.int32),
-            epoch=self.epoch,
-            expected_epoch=FIRST_EPOCH,
-            max_rows=MAX_ROWS,
-            max_columns=MAX_COLUMNS,
+            areas=region.data_ptr() + 64 + 4 * words * torch.arange(num_ranks),
+            area_bytes=4 * words,
+            epoch=region.data_ptr(),
         )
 
     def call(self, call_idx: int) -> Tensor:
         call = CALLS[call_idx]
         x, w = operands(call_idx, self.peers.rank, self.num_ranks)
         out = torch.full((call.m, call.n + 4), torch.nan, dtype=call.out_dtype)
-        matmul_all_reduce(x, w, self.peers, out=out[:, 3:-1], architecture=call.architecture)
+        if call.separate:
+            matmul(x, w, out=out[:, 3:-1], architecture=call.architecture)
+            all_reduce(out[:, 3:-1], self.peers, architecture=call.architecture)
+        else:
+            matmul_all_reduce(x, w, self.peers, out=out[:, 3:-1], architecture=call.architecture)
         return out
 
 
@@ -126,7 +136,7 @@ def main(rank: int, folder: Path, groups: list[str]) -> None:
         else:  # the others have pushed their first tile of call 1 and are about to wait
             while not (group.flags[rank, 1, : LOST_RANKS - 1, 0] == 1).all():
                 os.sched_yield()
-            group.epoch.fill_(FIRST_EPOCH + 1)
+            group.epoch.fill_(1)
 
 
 if __name__ == "__main__":

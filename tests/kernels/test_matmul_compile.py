@@ -14,7 +14,7 @@ import torch
 from fastserve.kernels import matmul as matmul_module
 from fastserve.kernels import matmul_all_reduce as all_reduce_module
 from fastserve.kernels.matmul import Epilogue, WeightType, matmul
-from fastserve.kernels.matmul_all_reduce import Peers, matmul_all_reduce
+from fastserve.kernels.matmul_all_reduce import Peers, all_reduce, matmul_all_reduce
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
@@ -60,20 +60,20 @@ def multiply(  # noqa: PLR0917 (what varies most comes first)
     )  # fmt: skip
 
 
-def all_reduce(m: int) -> Callable[[int], None]:
-    peers = Peers(
-        rank=1,
-        partials=empty(4, dtype=torch.int64),
-        flags=empty(4, dtype=torch.int64),
-        sequence=empty(2, dtype=torch.int32),
-        epoch=empty(1, dtype=torch.int32),
-        expected_epoch=1,
-        max_rows=m,
-        max_columns=D,
-    )
+def peers_for(m: int) -> Peers:
+    """One of four ranks, with room for M rows in one call."""
+    areas = empty(4, dtype=torch.int64)
+    return Peers(rank=1, areas=areas, area_bytes=max(33 << 20, 4 * 2 * 4 * m * D), epoch=1 << 40)
+
+
+def multiply_and_sum(m: int) -> Callable[[int], None]:
     return lambda architecture: matmul_all_reduce(
-        empty(m, D), empty(D, D), peers, out=empty(m, D), architecture=architecture
+        empty(m, D), empty(D, D), peers_for(m), out=empty(m, D), architecture=architecture
     )
+
+
+def sum_alone(m: int) -> Callable[[int], None]:
+    return lambda architecture: all_reduce(empty(m, D), peers_for(m), architecture=architecture)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,12 +96,15 @@ MATMULS = {
     "unaligned": Expected(multiply(16, D, shift=1), 168, (90,)),
 }
 SUMS = {
-    "push of decode": Expected(all_reduce(16), 64, kernel="compute_and_push", shares_sm=True),
-    "sum of decode": Expected(all_reduce(16), 48, kernel="wait_and_reduce"),
-    "push of prefill": Expected(all_reduce(4096), 160, (90,), "compute_and_push"),
-    "sum of prefill": Expected(all_reduce(4096), 80, (90,), "wait_and_reduce"),
+    "push of decode": Expected(multiply_and_sum(16), 64, kernel="compute_and_push", shares_sm=True),
+    "sum of decode": Expected(multiply_and_sum(16), 48, kernel="wait_and_reduce"),
+    "push of prefill": Expected(multiply_and_sum(4096), 160, (90,), "compute_and_push"),
+    "sum of prefill": Expected(multiply_and_sum(4096), 80, (90,), "wait_and_reduce"),
+    "push alone": Expected(sum_alone(16), 64, (90,), "push"),
 }
 EXPECTED = MATMULS | SUMS
+PRODUCTS = ("multiply_tile", "compute_and_push")
+KERNELS = (*PRODUCTS, "push", "wait_and_reduce")
 Results = dict[tuple[str, int], Compiled]
 
 
@@ -129,7 +132,7 @@ def case_of(name: str, architecture: int, patch: pytest.MonkeyPatch) -> Case:
     module: ModuleType = matmul_module if name in MATMULS else all_reduce_module
     interpreted = getattr(module, expected.kernel)
     unspecialised = interpreted.kwargs["do_not_specialize"] or ()
-    recorders = {kernel: Recorder() for kernel in ("multiply_tile", "compute_and_push", "wait_and_reduce")}
+    recorders = {kernel: Recorder() for kernel in KERNELS}
     with patch.context() as context:
         for kernel, recorder in recorders.items():
             if hasattr(module, kernel):
@@ -151,7 +154,7 @@ def case_of(name: str, architecture: int, patch: pytest.MonkeyPatch) -> Case:
             types[parameter.name] = "*" + TRITON_TYPES[value.dtype]
             aligned += [parameter.name] if value.storage_offset() * value.element_size() % 16 == 0 else []
         else:
-            types[parameter.name] = "i32"
+            types[parameter.name] = "i32" if value < 2**31 else "i64"
             aligned += [parameter.name] if specialised and value % 16 == 0 else []
     options = launched.options
     return Case(
@@ -200,7 +203,7 @@ def test_no_sum_spills(sums: Results, name: str, architecture: int) -> None:
 def test_an_architecture_has_one_kind_of_mma(matmuls: Results, sums: Results, architecture: int) -> None:
     results = matmuls | sums
     for (name, built_for), result in results.items():
-        if built_for != architecture or name == "fp32" or name.startswith("sum"):
+        if built_for != architecture or name == "fp32" or EXPECTED[name].kernel not in PRODUCTS:
             continue
         found = {kind for kind in ("HMMA", "HGMMA", "UTCHMMA") if re.search(rf"\b{kind}\b", result.sass)}
         assert found == {MMA[architecture].partition(".")[0]}, name
@@ -239,12 +242,14 @@ def test_the_output_leaves_16_bytes_at_a_time(matmuls: Results, name: str, archi
     assert stores == {"STG.E.128"}
 
 
-@pytest.mark.parametrize(("name", "architecture"), keys_of("push of decode", "push of prefill"))
+@pytest.mark.parametrize(("name", "architecture"), keys_of("push of decode", "push of prefill", "push alone"))
 def test_a_flag_is_raised_behind_a_barrier_behind_the_tile(
     sums: Results, name: str, architecture: int
 ) -> None:
     ptx = sums[name, architecture].ptx
-    last_push = ptx.rindex("st.global.v4.b32")
+    # A thread of sm_80's smallest tile has 4 elements of 2 bytes.
+    vectors = 2 if (name, architecture) == ("push of decode", 80) else 4
+    last_push = ptx.rindex(f"st.global.v{vectors}.b32")
     barrier = ptx.index("bar.sync", last_push)
     flags = [found.start() for found in re.finditer(r"atom\.global\.sys\.release\.exch", ptx)]
     assert len(flags) == 3  # peers
