@@ -34,6 +34,11 @@ class Shard:
     def num_kv_heads(self) -> int:
         return self.kv_heads[1] - self.kv_heads[0]
 
+    @property
+    def max_group(self) -> int:
+        """Query heads of one KV head, at most."""
+        return max(map(self.kv_of_head.count, self.kv_of_head))
+
 
 @dataclass(frozen=True, slots=True)
 class LayerWeights(Generic[W, V]):
@@ -79,7 +84,9 @@ def forward(
         q, k, v = ops.split(ops.matmul(hidden, layer.qkv), (q_size, kv_size, kv_size))
         ops.rotary(q, k, inputs.positions, weights.inv_freq, head_dim=head_dim)
         ops.store_kv(k, v, cache, inputs.index)
-        attention = ops.paged_attention(q, cache, inputs.index, inputs.kv_of_head, scale=head_dim**-0.5)
+        attention = ops.paged_attention(
+            q, cache, inputs.index, inputs.kv_of_head, scale=head_dim**-0.5, max_group=shard.max_group
+        )
         hidden = ops.matmul_all_reduce_add_rms_norm(
             attention, layer.attention_out, inputs.group, residual, layer.mlp_norm, eps
         )

@@ -11,7 +11,14 @@ from fastserve.ops.kv_cache import BLOCK_SIZE, KvCache, KvIndex, check_cache, ch
 
 
 def paged_attention(
-    q: Tensor, cache: KvCache, index: KvIndex, kv_of_head: Tensor, *, scale: float, window: int = 0
+    q: Tensor,
+    cache: KvCache,
+    index: KvIndex,
+    kv_of_head: Tensor,
+    *,
+    scale: float,
+    window: int = 0,
+    max_group: int = 0,
 ) -> Tensor:
     """out[t, h] = softmax(q[t, h] . keys * scale) values, over the keys 0..positions[t] of the row's slot.
 
@@ -20,6 +27,8 @@ def paged_attention(
     index      KvIndex
     kv_of_head [H] int32: query head h reads KV head kv_of_head[h]
     window     keys a row sees, its own included; 0: all
+    max_group  no KV head has more query heads than this, 0: any number. Changes no bit: on GPUs rows of a prefill share
+               a tile of 64 or 128 queries, max_group of each row, and kv_of_head is not read to find it out
     out        [T, H * E] of q's dtype; bit-identical however rows are grouped into calls
     Raises ValueError naming the argument whose shape, dtype or content is wrong.
     Source: Kwon et al. 2023 (paged KV); Milakov & Gimelshein 2018 (one-pass softmax).
@@ -34,13 +43,23 @@ def paged_attention(
         kv_of_head,
         scale=scale,
         window=window,
+        max_group=max_group,
     )
 
 
 def reference(
-    q: Tensor, cache: KvCache, index: KvIndex, kv_of_head: Tensor, *, scale: float, window: int = 0
+    q: Tensor,
+    cache: KvCache,
+    index: KvIndex,
+    kv_of_head: Tensor,
+    *,
+    scale: float,
+    window: int = 0,
+    max_group: int = 0,
 ) -> Tensor:
     heads, head_dim = kv_of_head.long(), cache.v.shape[3]
+    largest = int(heads.bincount().max())
+    arguments.require("max_group", max_group == 0 or max_group >= largest, f"be 0 or >= {largest}", max_group)
     out = torch.empty_like(q)
     for slot in sorted(set(index.row_slot.tolist())):
         rows = (index.row_slot == slot).nonzero().squeeze(1)
@@ -65,21 +84,25 @@ def _gather(cache: KvCache, table: Tensor, begin: int, end: int) -> tuple[Tensor
 
 def _allocate(  # noqa: PLR0917 (the schema's order)
     q: Tensor, k_cache: Tensor, v_cache: Tensor, row_slot: Tensor, positions: Tensor, tables: Tensor,
-    kv_of_head: Tensor, *, scale: float, window: int = 0,
+    kv_of_head: Tensor, *, scale: float, window: int = 0, max_group: int = 0,
 ) -> Tensor:  # fmt: skip
     check_cache(k_cache, v_cache)
     arguments.vector("kv_of_head", kv_of_head, dtype=torch.int32)
     arguments.rows("q", q, num_columns=kv_of_head.shape[0] * v_cache.shape[3])
     check_index(row_slot, positions, tables, q.shape[0])
     arguments.require("window", window >= 0, "be >= 0", window)
+    arguments.require("max_group", max_group >= 0, "be >= 0", max_group)
     return q.new_empty(q.shape)
 
 
 def _cpu(  # noqa: PLR0917 (the schema's order)
     q: Tensor, k_cache: Tensor, v_cache: Tensor, row_slot: Tensor, positions: Tensor, tables: Tensor,
-    kv_of_head: Tensor, *, scale: float, window: int = 0,
+    kv_of_head: Tensor, *, scale: float, window: int = 0, max_group: int = 0,
 ) -> Tensor:  # fmt: skip
-    out = _allocate(q, k_cache, v_cache, row_slot, positions, tables, kv_of_head, scale=scale, window=window)
+    out = _allocate(
+        q, k_cache, v_cache, row_slot, positions, tables, kv_of_head,
+        scale=scale, window=window, max_group=max_group,
+    )  # fmt: skip
     num_blocks, num_kv_heads, _, head_dim = v_cache.shape
     if q.shape[0]:
         _C.ops.paged_attention(
@@ -95,26 +118,32 @@ def _cpu(  # noqa: PLR0917 (the schema's order)
 
 def _reference(  # noqa: PLR0917 (the schema's order)
     q: Tensor, k_cache: Tensor, v_cache: Tensor, row_slot: Tensor, positions: Tensor, tables: Tensor,
-    kv_of_head: Tensor, *, scale: float, window: int = 0,
+    kv_of_head: Tensor, *, scale: float, window: int = 0, max_group: int = 0,
 ) -> Tensor:  # fmt: skip
     cache, index = KvCache(k_cache, v_cache), KvIndex(row_slot, positions, tables)
-    return reference(q, cache, index, kv_of_head, scale=scale, window=window)
+    return reference(q, cache, index, kv_of_head, scale=scale, window=window, max_group=max_group)
 
 
 def _triton(  # noqa: PLR0917 (the schema's order)
     q: Tensor, k_cache: Tensor, v_cache: Tensor, row_slot: Tensor, positions: Tensor, tables: Tensor,
-    kv_of_head: Tensor, *, scale: float, window: int = 0,
+    kv_of_head: Tensor, *, scale: float, window: int = 0, max_group: int = 0,
 ) -> Tensor:  # fmt: skip
     from fastserve.kernels.paged_attention import paged_attention as kernel
 
-    out = _allocate(q, k_cache, v_cache, row_slot, positions, tables, kv_of_head, scale=scale, window=window)
-    kernel(q, k_cache, v_cache, row_slot, positions, tables, kv_of_head, out, scale=scale, window=window)
+    out = _allocate(
+        q, k_cache, v_cache, row_slot, positions, tables, kv_of_head,
+        scale=scale, window=window, max_group=max_group,
+    )  # fmt: skip
+    kernel(
+        q, k_cache, v_cache, row_slot, positions, tables, kv_of_head, out,
+        scale=scale, window=window, max_group=max_group or None,
+    )  # fmt: skip
     return out
 
 
 _op = registry.register(
     "paged_attention(Tensor q, Tensor k_cache, Tensor v_cache, Tensor row_slot, Tensor positions, "
-    "Tensor tables, Tensor kv_of_head, *, float scale, int window=0) -> Tensor",
+    "Tensor tables, Tensor kv_of_head, *, float scale, int window=0, int max_group=0) -> Tensor",
     fake=_allocate,
     reference=_reference,
     cpu=_cpu,

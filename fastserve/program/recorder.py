@@ -172,6 +172,7 @@ class Recorder:
         *,
         scale: float,
         window: int = 0,
+        max_group: int = 0,
     ) -> Value:
         out = self._value(q.width, q.rows)
 

@@ -113,3 +113,32 @@ def test_a_bad_argument_is_named(
         attend(
             replace(case, kv_of_head=torch.zeros(num_heads, dtype=torch.int32)), slice(None), window=window
         )
+
+
+def test_a_bound_of_query_heads_that_is_too_small_is_refused_by_the_reference(
+    generator: torch.Generator,
+) -> None:
+    case = stored(make_case(generator, (5,), num_heads=5, num_kv_heads=2, head_dim=8))
+    args = case.q, case.cache, case.index, case.kv_of_head
+    whole = reference.paged_attention(*args, scale=0.2)
+    assert torch.equal(reference.paged_attention(*args, scale=0.2, max_group=3), whole)
+    with pytest.raises(ValueError, match="max_group must be 0 or >= 3, got 2"):
+        reference.paged_attention(*args, scale=0.2, max_group=2)
+
+
+def test_the_triton_kernel_is_told_the_bound(
+    generator: torch.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its tiles hold so many queries of each row; told nothing, it reckons with all heads."""
+    told: list[int | None] = []
+    monkeypatch.setenv("FASTSERVE_BACKEND", "triton")
+    monkeypatch.setattr(
+        "fastserve.kernels.paged_attention.paged_attention",
+        lambda *args, max_group, **rest: told.append(max_group),
+    )
+    case = make_case(generator, (20,), num_heads=6, num_kv_heads=3, head_dim=16)
+    for max_group in (0, 2):
+        fastserve.ops.paged_attention(
+            case.q, case.cache, case.index, case.kv_of_head, scale=1.0, max_group=max_group
+        )
+    assert told == [None, 2]
