@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from fastserve import _C
 from fastserve.distributed.device_exchange import connect_device_exchange
@@ -24,6 +24,9 @@ class RankGroup:
     @property
     def peers(self) -> NoReturn:
         raise GroupError("ranks on GPUs are of one host")
+
+    def empty(self, *shape: int, dtype: Any) -> NoReturn:
+        raise GroupError("ranks on GPUs have no symmetric heap")
 
     @cached_property
     def device_exchange(self) -> _cuda.ExchangeBuffer:

@@ -6,7 +6,16 @@ from torch import Tensor
 
 from fastserve import _C
 from fastserve.ops import arguments, device_call, registry
-from fastserve.ops.group import Group, Sized, handle_of, host_reducer_of, reducer_of, reference_sum, sum_rows
+from fastserve.ops.group import (
+    Group,
+    Sized,
+    device_buffer_of,
+    group_of,
+    handle_of,
+    host_reducer_of,
+    reference_sum,
+    sum_rows,
+)
 
 
 def all_reduce(x: Tensor, group: Group | None) -> None:
@@ -17,7 +26,7 @@ def all_reduce(x: Tensor, group: Group | None) -> None:
     Raises ValueError naming the argument whose shape or dtype is wrong, RankLostError if a rank died
     (x is then garbage).
     """
-    _op(x, handle_of(group, x.device))
+    _op(x, handle_of(group))
 
 
 def reference(x: Tensor, group: Sized | None) -> None:
@@ -29,7 +38,7 @@ def _check(x: Tensor, exchange: int) -> None:
 
 
 def _reference(x: Tensor, exchange: int) -> None:
-    reference(x, reducer_of(exchange))
+    reference(x, group_of(exchange))
 
 
 def _cpu(x: Tensor, exchange: int) -> None:
@@ -50,7 +59,7 @@ def _cuda(x: Tensor, exchange: int) -> None:
 
 
 def sum_on_device(x: Tensor, exchange: int) -> None:
-    buffer = reducer_of(exchange)
+    buffer = device_buffer_of(exchange)
     if buffer is not None:
         rows, type = device_call.rows_of(x), device_call.TYPES[x.dtype]
         device_call.cuda().all_reduce(buffer, *rows, *rows, *x.shape, type, device_call.stream_of(x))

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fastserve.ops import arguments, device_call, registry
 from fastserve.ops.add_rms_norm import reference as reference_norm
-from fastserve.ops.group import Group, Sized, handle_of, reducer_of, reference_sum
+from fastserve.ops.group import Group, Sized, device_buffer_of, group_of, handle_of, reference_sum
 
 
 def all_reduce_add_rms_norm(
@@ -25,7 +25,7 @@ def all_reduce_add_rms_norm(
     then holds nothing of use.
     Source: Zhang & Sennrich 2019, eq. 4.
     """
-    return _op(x, handle_of(group, x.device), residual, weight, eps)
+    return _op(x, handle_of(group), residual, weight, eps)
 
 
 def reference(x: Tensor, group: Sized | None, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -46,7 +46,7 @@ def _allocate(x: Tensor, exchange: int, residual: Tensor, weight: Tensor, eps: f
 
 
 def _reference(x: Tensor, exchange: int, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
-    return reference(x, reducer_of(exchange), residual, weight, eps)
+    return reference(x, group_of(exchange), residual, weight, eps)
 
 
 def _cpu(x: Tensor, exchange: int, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -66,7 +66,7 @@ def norm_on_device(  # noqa: PLR0917 (the schema's order)
     x: Tensor, exchange: int, residual: Tensor, weight: Tensor, eps: float, out: Tensor
 ) -> None:
     """Into `out`; x may be fp32 where the rest is not."""
-    buffer = reducer_of(exchange)
+    buffer = device_buffer_of(exchange)
     if buffer is None:
         out.copy_(
             registry.implementation("add_rms_norm", "triton")(x.to(residual.dtype), residual, weight, eps)

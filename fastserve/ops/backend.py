@@ -24,7 +24,7 @@ _DEVICES: dict[Backend, tuple[str, ...]] = {
     "cuda": ("cuda",),
     "triton": ("cuda",),
 }
-_HOW_TO_GET: dict[Backend, str] = {
+HOW_TO_GET: dict[Backend, str] = {
     "cuda": "fastserve was built without its CUDA ops: install it again where nvcc is on the PATH",
     "triton": "triton is not installed: pip install fastserve[gpu]",
 }
@@ -83,13 +83,13 @@ def choose_backend(op: str, implemented: Mapping[Backend, Any], device: str) -> 
         if not runs_on(wanted, device):
             raise ValueError(f"{VARIABLE}={wanted} does not run on {device} tensors")
         if not is_installed(wanted):
-            raise BackendError(f"{op}: {_HOW_TO_GET[wanted]}")
+            raise BackendError(f"{op}: {HOW_TO_GET[wanted]}")
         return wanted
     fitting = [name for name in implemented if name != "reference" and device in _DEVICES[name]]
     for name in fitting:
         if is_installed(name):
             return name
-    how = "; ".join(_HOW_TO_GET[name] for name in fitting)
+    how = "; ".join(HOW_TO_GET[name] for name in fitting)
     raise BackendError(f"{op} cannot run on {device} tensors: {how or 'no backend does'}")
 
 

@@ -27,6 +27,7 @@ class Group(Protocol):
     def peers(self) -> _C.PeerGroup: ...
     @property
     def device_exchange(self) -> Any: ...
+    def empty(self, *shape: int, dtype: Any) -> Any: ...
 
 
 class Sized(Protocol):
@@ -36,44 +37,46 @@ class Sized(Protocol):
     def size(self) -> int: ...
 
 
-# Tiles go through an exchange; ranks of several hosts share no memory for tiles and sum finished rows. GPUs have an
-# exchange buffer (fastserve._cuda.ExchangeBuffer).
+# Tiles go through an exchange; ranks of several hosts share no memory for tiles and sum finished rows.
 HostReducer = _C.Exchange | _C.PeerGroup
 
-# A torch op takes tensors and numbers, so a reducer travels as its id; an entry dies with its reducer.
-_reducers: WeakValueDictionary[int, Any] = WeakValueDictionary()
+# A torch op takes tensors and numbers, so a group travels as its id; an entry dies with its group. What the ranks
+# exchange through is asked of the group by the backend that was chosen: another's may not be there.
+_groups: WeakValueDictionary[int, Group] = WeakValueDictionary()
 
 _F32 = _C.DATA_TYPES.index("f32")
 _SUM = _C.REDUCE_OPS.index("sum")
-_CPU = torch.device("cpu")
 
 
-def handle_of(group: Group | None, device: torch.device = _CPU) -> int:
-    """The number under which a registered op finds what sums for the group on a device; 0: alone."""
+def handle_of(group: Group | None) -> int:
+    """The number under which a registered op finds the group; 0: alone."""
     if group is None or group.size == 1:
         return 0
-    reducer = group.device_exchange if device.type == "cuda" else _on_host(group)
-    _reducers[id(reducer)] = reducer
-    return id(reducer)
+    _groups[id(group)] = group
+    return id(group)
 
 
-def _on_host(group: Group) -> HostReducer:
-    return group.peers if group.spans_hosts else group.exchange
-
-
-def reducer_of(handle: int) -> Any:
+def group_of(handle: int) -> Group | None:
     """None: alone. Raises ValueError for a handle of no living group."""
     if handle == 0:
         return None
-    reducer = _reducers.get(handle)
-    arguments.require("exchange", reducer is not None, "be the handle of a living group", handle)
-    return reducer
+    group = _groups.get(handle)
+    arguments.require("exchange", group is not None, "be the handle of a living group", handle)
+    return group
 
 
 def host_reducer_of(handle: int) -> HostReducer | None:
-    reducer = reducer_of(handle)
-    assert reducer is None or isinstance(reducer, HostReducer)
-    return reducer
+    """None: alone."""
+    group = group_of(handle)
+    if group is None:
+        return None
+    return group.peers if group.spans_hosts else group.exchange
+
+
+def device_buffer_of(handle: int) -> Any:
+    """A fastserve._cuda.ExchangeBuffer; None: alone."""
+    group = group_of(handle)
+    return None if group is None else group.device_exchange
 
 
 def sum_rows(peers: _C.PeerGroup, x: Tensor) -> None:

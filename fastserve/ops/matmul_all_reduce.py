@@ -6,10 +6,19 @@ import torch
 from torch import Tensor
 
 from fastserve import _C
-from fastserve.ops import arguments, device_call, registry, weight_rows
+from fastserve.ops import arguments, device_call, registry, triton_peers, weight_rows
 from fastserve.ops.all_reduce import sum_on_device
 from fastserve.ops.backend import has_triton
-from fastserve.ops.group import Group, Sized, handle_of, host_reducer_of, reducer_of, reference_sum, sum_rows
+from fastserve.ops.group import (
+    Group,
+    Sized,
+    device_buffer_of,
+    group_of,
+    handle_of,
+    host_reducer_of,
+    reference_sum,
+    sum_rows,
+)
 from fastserve.ops.matmul import allocate, check_alignment, multiply_by_cuda, multiply_by_triton
 from fastserve.ops.matmul import reference as reference_matmul
 from fastserve.ops.packed_weight import PackedWeight, WeightType, pack
@@ -28,7 +37,7 @@ def matmul_all_reduce(x: Tensor, w: PackedWeight | Tensor, group: Group | None) 
     Raises ValueError naming the argument whose shape or dtype is wrong, RankLostError if a rank died.
     """
     w = packed(w)
-    return _op(x, w.data, w.type, w.n, w.k, handle_of(group, x.device))
+    return _op(x, w.data, w.type, w.n, w.k, handle_of(group))
 
 
 def packed(w: PackedWeight | Tensor) -> PackedWeight:
@@ -40,7 +49,7 @@ def packed(w: PackedWeight | Tensor) -> PackedWeight:
 
 
 def reference(x: Tensor, w: Tensor | PackedWeight, group: Sized | None) -> Tensor:
-    return reference_sum(reference_matmul(x, w), group)
+    return reference_sum(reference_matmul(x, w).float(), group).to(x.dtype)
 
 
 def _allocate(x: Tensor, w: Tensor, type: str, n: int, k: int, exchange: int) -> Tensor:  # noqa: PLR0917 (the schema's order)
@@ -76,12 +85,12 @@ def _cpu(x: Tensor, w: Tensor, type: str, n: int, k: int, exchange: int) -> Tens
 
 
 def _reference(x: Tensor, w: Tensor, type: str, n: int, k: int, exchange: int) -> Tensor:  # noqa: PLR0917 (the schema's order)
-    return reference(x, PackedWeight(w, type, n, k), reducer_of(exchange))  # type: ignore[arg-type]
+    return reference(x, PackedWeight(w, type, n, k), group_of(exchange))  # type: ignore[arg-type]
 
 
 def _cuda(x: Tensor, w: Tensor, type: str, n: int, k: int, exchange: int) -> Tensor:  # noqa: PLR0917 (the schema's order)
     out = allocate(x, w, type, n, k)
-    buffer = reducer_of(exchange)
+    buffer = device_buffer_of(exchange)
     if buffer is None:
         multiply_on_device(x, w, type, n, k, out)
     elif type in ("bf16", "f16"):
@@ -92,6 +101,21 @@ def _cuda(x: Tensor, w: Tensor, type: str, n: int, k: int, exchange: int) -> Ten
         multiply_on_device(x, w, type, n, k, partial)
         sum_on_device(partial, exchange)
         out.copy_(partial)
+    return out
+
+
+def _triton(x: Tensor, w: Tensor, type: str, n: int, k: int, exchange: int) -> Tensor:  # noqa: PLR0917 (the schema's order)
+    from fastserve.kernels import matmul_all_reduce as kernels
+
+    out = allocate(x, w, type, n, k)
+    peers = triton_peers.peers_of(exchange, x.device)
+    if peers is not None and type in weight_rows.PLAIN:
+        kernels.matmul_all_reduce(x, weight_rows.parts(w, type, n, k).values, peers, out=out)
+    else:  # a product of a quantised weight is finished before it is summed: the same bits
+        multiply_by_triton(x, w, type, n, k, None, "none", out)
+        if peers is not None:
+            kernels.all_reduce(out, peers)
+    triton_peers.check(exchange, x.device)
     return out
 
 
@@ -106,6 +130,7 @@ _op = registry.register(
     fake=_allocate,
     reference=_reference,
     cpu=_cpu,
+    triton=_triton,
     cuda=_cuda,
     prefer_cuda=True,
 )

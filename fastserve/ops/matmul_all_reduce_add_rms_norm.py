@@ -9,8 +9,8 @@ from fastserve.ops import arguments, registry
 from fastserve.ops.add_rms_norm import reference as reference_norm
 from fastserve.ops.all_reduce_add_rms_norm import norm_on_device
 from fastserve.ops.backend import has_triton
-from fastserve.ops.group import Group, Sized, handle_of, reducer_of
-from fastserve.ops.matmul import allocate
+from fastserve.ops.group import Group, Sized, group_of, handle_of
+from fastserve.ops.matmul import check_operands
 from fastserve.ops.matmul_all_reduce import multiply_and_sum, multiply_on_device, packed
 from fastserve.ops.matmul_all_reduce import reference as reference_product
 from fastserve.ops.packed_weight import PackedWeight
@@ -43,7 +43,7 @@ def matmul_all_reduce_add_rms_norm(  # noqa: PLR0917 (the order of the two ops i
     Source: Zhang & Sennrich 2019, eq. 4.
     """
     w = packed(w)
-    return _op(x, w.data, w.type, w.n, w.k, handle_of(group, x.device), residual, norm_weight, eps)
+    return _op(x, w.data, w.type, w.n, w.k, handle_of(group), residual, norm_weight, eps)
 
 
 def reference(  # noqa: PLR0917
@@ -68,10 +68,16 @@ def _allocate(  # noqa: PLR0917 (the schema's order)
     norm_weight: Tensor,
     eps: float,
 ) -> Tensor:
-    out = allocate(x, w, type, n, k)
-    arguments.rows("residual", residual, num_rows=out.shape[0], num_columns=n, written=True, dtype=x.dtype)
+    _check(x, w, type, n, k, residual, norm_weight)
+    return x.new_empty((x.shape[0], n))
+
+
+def _check(  # noqa: PLR0917 (the schema's order)
+    x: Tensor, w: Tensor, type: str, n: int, k: int, residual: Tensor, norm_weight: Tensor
+) -> None:
+    check_operands(x, w, type, n, k)
+    arguments.rows("residual", residual, num_rows=x.shape[0], num_columns=n, written=True, dtype=x.dtype)
     arguments.vector("norm_weight", norm_weight, dtype=torch.float32, size=n)
-    return out
 
 
 def _cpu(  # noqa: PLR0917 (the schema's order)
@@ -103,7 +109,7 @@ def _reference(  # noqa: PLR0917 (the schema's order)
     eps: float,
 ) -> Tensor:
     weight = PackedWeight(w, type, n, k)  # type: ignore[arg-type]
-    return reference(x, weight, reducer_of(exchange), residual, norm_weight, eps)
+    return reference(x, weight, group_of(exchange), residual, norm_weight, eps)
 
 
 def _cuda(  # noqa: PLR0917 (the schema's order)
@@ -128,11 +134,29 @@ def _cuda(  # noqa: PLR0917 (the schema's order)
     return out
 
 
+def _triton(  # noqa: PLR0917 (the schema's order)
+    x: Tensor,
+    w: Tensor,
+    type: str,
+    n: int,
+    k: int,
+    exchange: int,
+    residual: Tensor,
+    norm_weight: Tensor,
+    eps: float,
+) -> Tensor:
+    _check(x, w, type, n, k, residual, norm_weight)  # before the other ranks have to do with it
+    total = registry.implementation("matmul_all_reduce", "triton")(x, w, type, n, k, exchange)
+    return registry.implementation("add_rms_norm", "triton")(total, residual, norm_weight, eps)  # type: ignore[no-any-return]
+
+
 _op = registry.register(
     "matmul_all_reduce_add_rms_norm(Tensor x, Tensor w, str type, int n, int k, int exchange, Tensor(a!) residual, "
     "Tensor norm_weight, float eps) -> Tensor",
     fake=_allocate,
     reference=_reference,
     cpu=_cpu,
+    triton=_triton,
     cuda=_cuda,
+    prefer_cuda=True,
 )

@@ -5,6 +5,7 @@ The tensors are the CPU's, laid out as for a GPU; what the kernels do with them 
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -13,13 +14,15 @@ from torch import Tensor
 
 import fastserve.ops
 from fastserve import _C
-from fastserve.ops import backend, device_call, group, registry, weight_rows
+from fastserve.ops import backend, device_call, registry, triton_peers, weight_rows
+from fastserve.ops.group import handle_of
 
 STREAM = 7
 F32, BF16 = _C.DATA_TYPES.index("f32"), _C.DATA_TYPES.index("bf16")
 
 
 class Recorder:
+    TRITON_AREA_BYTES = 33 << 20
     EPILOGUES = ("none", "silu", "gelu_tanh", "relu", "silu_mul")
 
     def __init__(self) -> None:
@@ -30,7 +33,15 @@ class Recorder:
 
 
 class Buffer:
-    size = 2
+    """An exchange buffer, and the group that has it on its GPU."""
+
+    rank, size = 1, 2
+    triton_areas = (1 << 40, 3 << 40)
+    epoch_address = 5 << 40
+
+    @property
+    def device_exchange(self) -> Buffer:
+        return self
 
 
 @pytest.fixture
@@ -45,11 +56,6 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> Recorder:
 @pytest.fixture
 def buffer() -> Buffer:
     return Buffer()
-
-
-def handle_of(buffer: Buffer) -> int:
-    group._reducers[id(buffer)] = buffer
-    return id(buffer)
 
 
 def bf16(*shape: int) -> Tensor:
@@ -149,6 +155,27 @@ def test_few_rows_take_the_norm_along_with_their_sum(
         1e-5,
     )
     assert [name for name, _ in cuda.calls] == calls
+
+
+def test_tritons_sums_go_through_an_area_of_the_exchange_buffer(
+    cuda: Recorder, buffer: Buffer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(triton_peers, "cuda_ops", lambda: cuda)
+    monkeypatch.setattr(torch, "tensor", partial(on_this_machine, torch.tensor))
+    peers = triton_peers.peers_of(handle_of(buffer), torch.device("cuda", 0))
+    assert peers is not None
+    assert (peers.rank, peers.area_bytes, peers.epoch) == (
+        1,
+        Recorder.TRITON_AREA_BYTES,
+        Buffer.epoch_address,
+    )
+    assert tuple(peers.areas.tolist()) == Buffer.triton_areas
+    assert peers is triton_peers.peers_of(handle_of(buffer), torch.device("cuda", 0))
+
+
+def on_this_machine(make: Any, values: Any, *, device: torch.device, **options: Any) -> Tensor:
+    assert device.type == "cuda"
+    return make(values, **options)
 
 
 def test_swap_takes_whole_blocks(cuda: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,23 +1,46 @@
 from __future__ import annotations
 
 import gc
-from types import SimpleNamespace
 
 import pytest
+import torch
 
 from fastserve import _C
-from fastserve.ops.group import handle_of, reducer_of
+from fastserve.distributed.group import Group
+from fastserve.errors import BackendError
+from fastserve.ops import backend, registry
+from fastserve.ops.group import device_buffer_of, group_of, handle_of, host_reducer_of
 
 
-def test_a_handle_leads_to_its_exchange_as_long_as_that_lives() -> None:
-    exchange = _C.Exchange(_C.SharedRegion.create(2, 4096, 0), 0)
-    handle = handle_of(SimpleNamespace(rank=0, size=2, spans_hosts=False, exchange=exchange))
-    assert reducer_of(handle) is exchange
-    del exchange
+def rank_0_of_2(*, spans_hosts: bool = False) -> Group:
+    exchange = _C.Exchange(_C.SharedRegion.create(2, 4096, _C.peer_memory_bytes(2)), 0)
+    return Group(_C.PeerGroup(exchange), exchange, [], spans_hosts=spans_hosts)
+
+
+def test_a_handle_leads_to_its_group_as_long_as_that_lives() -> None:
+    group = rank_0_of_2()
+    handle = handle_of(group)
+    assert group_of(handle) is group
+    del group
     gc.collect()
     with pytest.raises(ValueError, match="exchange must be the handle of a living group"):
-        reducer_of(handle)
+        group_of(handle)
+
+
+def test_tiles_go_through_memory_within_a_host_and_rows_between_hosts() -> None:
+    near, far = rank_0_of_2(), rank_0_of_2(spans_hosts=True)
+    assert host_reducer_of(handle_of(near)) is near.exchange
+    assert host_reducer_of(handle_of(far)) is far.peers
 
 
 def test_alone_there_is_no_exchange() -> None:
-    assert reducer_of(handle_of(None)) is None
+    handle = handle_of(None)
+    assert group_of(handle) is host_reducer_of(handle) is device_buffer_of(handle) is None
+
+
+def test_a_gpus_collective_without_the_cuda_ops_says_how_to_get_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is there to run it is asked before the group's memory on GPUs is."""
+    monkeypatch.setattr(backend, "cuda_ops", lambda: None)
+    on_gpu = registry._chosen("all_reduce", registry._implemented["all_reduce"], "cuda")
+    with pytest.raises(BackendError, match=r"all_reduce cannot run on cuda tensors: .* without its CUDA ops"):
+        on_gpu(torch.ones(2, 4), handle_of(rank_0_of_2()))

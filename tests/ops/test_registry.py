@@ -28,7 +28,7 @@ IN_CUDA = {
     "matmul_all_reduce_add_rms_norm",
     "swap",
 }
-NOT_IN_TRITON = IN_CUDA - {"matmul"}
+NOT_IN_TRITON = {"all_reduce", "all_reduce_add_rms_norm", "swap"}
 
 
 @pytest.mark.parametrize("name", registry.NAMES)
