@@ -173,10 +173,11 @@ def paged_attention(
     scale = cache.v.shape[3] ** -0.5
     operands = {"q": q, "k_cache": cache.k, "v_cache": cache.v, "kv_of_head": kv_of_head}
     operands |= {"positions": index.positions, "tables": index.tables}
+    options = {"scale": scale, "window": window, "max_group": int(kv_of_head.bincount().max())}
     return Call(
         "paged_attention",
         operands,
-        lambda ops: (ops.paged_attention(q, cache, index, kv_of_head, scale=scale, window=window),),
+        lambda ops: (ops.paged_attention(q, cache, index, kv_of_head, **options),),
         "q",
     )
 
