@@ -14,6 +14,12 @@ def device_count() -> int: ...
 def device_info(device: int) -> tuple[str, int, int]:
     """(name, bytes of memory, 10 * major + minor of the compute capability); makes no context there."""
 
+def bus_id() -> str:
+    """Of the current device."""
+
+def can_reach(bus_id: str) -> bool:
+    """Whether the current device may write that one's memory."""
+
 def exchange_bytes(size: int) -> int: ...
 
 class ExchangeBuffer:

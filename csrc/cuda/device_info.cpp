@@ -17,9 +17,20 @@ DeviceInfo device_info(int32_t device) {
             10 * properties.major + properties.minor};
 }
 
-bool can_reach(int32_t from, int32_t to) {
-    int reaches;
-    check(cudaDeviceCanAccessPeer(&reaches, from, to));
+std::string bus_id() {
+    int device;
+    check(cudaGetDevice(&device));
+    char id[32];
+    check(cudaDeviceGetPCIBusId(id, sizeof(id), device));
+    return id;
+}
+
+bool can_reach(const std::string& bus_id) {
+    int own, other, reaches;
+    check(cudaGetDevice(&own));
+    if (cudaDeviceGetByPCIBusId(&other, bus_id.c_str()) != cudaSuccess) return false;
+    if (other == own) return true;
+    check(cudaDeviceCanAccessPeer(&reaches, own, other));
     return reaches != 0;
 }
 

@@ -18,7 +18,11 @@ int device_count();
 // Throws std::runtime_error for a device that is not there.
 DeviceInfo device_info(int32_t device);
 
-// Whether one device may write the memory of the other: over NVLink, or PCIe where the platform lets it.
-bool can_reach(int32_t from, int32_t to);
+// Where the current device sits, the same in every process of the host. Throws std::runtime_error.
+std::string bus_id();
+
+// Whether the current device may write the memory of the one that sits there: over NVLink, or PCIe where the
+// platform lets it. False for one that this process does not see. Throws std::runtime_error.
+bool can_reach(const std::string& bus_id);
 
 }  // namespace fastserve::cuda

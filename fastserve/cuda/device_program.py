@@ -115,6 +115,10 @@ class DeviceProgram:
         self.slots.commit(tokens, reports)
         return self.slots.encode_result((time.perf_counter_ns() - start_ns) // 1000)
 
+    def logits_of_graph(self, num_rows: int) -> Tensor:
+        """[num_rows, V]: what that graph gave last, edited as requests wanted; for tests that look inside."""
+        return self._captured[num_rows].logits.output
+
     def _run_padding(self, num_rows: int) -> None:
         num_samples = min(num_rows, self._settings.max_samples)
         with self._stream.run():

@@ -11,6 +11,7 @@ from fastserve.errors import GroupError
 
 if TYPE_CHECKING:
     from fastserve import _cuda
+    from fastserve.distributed.nccl_exchange import NcclExchange
 
 
 class RankGroup:
@@ -29,6 +30,6 @@ class RankGroup:
         raise GroupError("ranks on GPUs have no symmetric heap")
 
     @cached_property
-    def device_exchange(self) -> _cuda.ExchangeBuffer:
+    def device_exchange(self) -> _cuda.ExchangeBuffer | NcclExchange:
         """Made by all ranks together, at their first collective on GPUs. Raises GroupError."""
         return connect_device_exchange(self.exchange)

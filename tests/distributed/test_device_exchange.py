@@ -5,12 +5,15 @@ from __future__ import annotations
 import ctypes
 import sys
 from collections.abc import Sequence
-from types import ModuleType
+from concurrent.futures import ThreadPoolExecutor
+from types import ModuleType, SimpleNamespace
+from typing import cast
 
 import pytest
 
 import fastserve
 from fastserve import _C
+from fastserve.distributed.device_exchange import reach_each_other
 from fastserve.distributed.group import Group
 from fastserve.errors import GroupError
 
@@ -40,6 +43,8 @@ def install(monkeypatch: pytest.MonkeyPatch, module: ModuleType | None) -> None:
 def test_the_epoch_of_a_group_is_that_of_its_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     module = ModuleType("fastserve._cuda")
     module.ExchangeBuffer = ExchangeBuffer  # type: ignore[attr-defined]
+    module.bus_id = lambda: "0000:01:00.0"  # type: ignore[attr-defined]
+    module.can_reach = lambda bus_id: True  # type: ignore[attr-defined]
     install(monkeypatch, module)
     group = lonely_group()
     buffer = group.device_exchange
@@ -55,3 +60,34 @@ def test_without_the_cuda_ops_a_group_says_how_to_get_them(monkeypatch: pytest.M
     install(monkeypatch, None)
     with pytest.raises(GroupError, match="built without its CUDA ops"):
         _ = lonely_group().device_exchange
+
+
+def verdicts(num_ranks: int, unreachable: set[tuple[int, int]]) -> list[bool]:
+    """Of every rank, a thread each; (r, q): rank r's GPU does not reach rank q's."""
+    region = _C.SharedRegion.create(num_ranks, 1 << 12)
+    exchanges = [_C.Exchange(region, rank) for rank in range(num_ranks)]
+
+    def verdict(rank: int) -> bool:
+        cuda = SimpleNamespace(
+            bus_id=lambda: f"0000:{rank:02x}:00.0",
+            can_reach=lambda bus_id: (rank, int(bus_id[5:7], 16)) not in unreachable,
+        )
+        return reach_each_other(exchanges[rank], cast(ModuleType, cuda))
+
+    with ThreadPoolExecutor(num_ranks) as pool:
+        return list(pool.map(verdict, range(num_ranks)))
+
+
+@pytest.mark.parametrize(
+    ("num_ranks", "unreachable", "reach"),
+    [
+        (2, set(), True),
+        (3, {(1, 2)}, False),  # one way is enough
+        (8, set(), True),
+        (9, set(), False),  # more than our kernels know
+    ],
+)
+def test_every_rank_comes_to_the_same_verdict(
+    num_ranks: int, unreachable: set[tuple[int, int]], reach: bool
+) -> None:
+    assert verdicts(num_ranks, unreachable) == [reach] * num_ranks

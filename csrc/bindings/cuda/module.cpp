@@ -72,6 +72,8 @@ PYBIND11_MODULE(_cuda, m) {
             return py::make_tuple(info.name, info.total_bytes, info.capability);
         },
         py::arg("device"));
+    m.def("bus_id", &bus_id);
+    m.def("can_reach", &can_reach, py::arg("bus_id"));
     m.def("exchange_bytes", &exchange_bytes, py::arg("size"));
 
     py::class_<ExchangeBuffer>(m, "ExchangeBuffer")
