@@ -13,8 +13,6 @@ namespace {
 constexpr int kThreads = 512;
 constexpr int kMostBlocks = 36;  // one- and two-shot: more flags cost more than more threads bring
 
-enum class Strategy { kOneShot, kTwoShot, kRing };
-
 Strategy choose_all_reduce(long long one_shot, long long two_shot, int size) {
     if (goes_in_one_shot(one_shot, size)) return Strategy::kOneShot;
     return two_shot <= kAllReduceHalfBytes ? Strategy::kTwoShot : Strategy::kRing;

@@ -19,7 +19,6 @@
 // awaits its neighbour's `taken`.
 #pragma once
 
-#include "elements.cuh"
 #include "peers.cuh"
 
 namespace fastserve::cuda {
@@ -148,26 +147,14 @@ __device__ __forceinline__ bool meet(const AllReduceArgs<T>& args, const Call& c
     return all_came(thread >= peers.size || reached(peers, arrived + thread, call.number), lost);
 }
 
-// The sum of vector `vector` of the slots of all ranks, `stride` vectors apart, from rank c + 1 on.
+// The sum of vector `vector`, which is of chunk c, of the slots of all ranks, `stride` vectors apart.
 template <typename T>
 __device__ __forceinline__ void sum_slots(const AllReduceArgs<T>& args, const Call& call, long long vector,
                                           long long stride, int c, float (&sum)[kPerVector<T>]) {
-    uint4 parts[kMaxRanks];  // all on their way before the first is needed
-    int rank = c;
-#pragma unroll
-    for (int i = 0; i < kMaxRanks; ++i) {
-        if (i >= args.peers.size) break;
-        rank = next_rank(args.peers, rank);
-        parts[i] = ld_global_16(slot(args, call, args.peers.rank, rank * stride + vector));
-    }
-#pragma unroll
-    for (int i = 0; i < kMaxRanks; ++i) {
-        if (i >= args.peers.size) break;
-        float part[kPerVector<T>];
-        unpack<T>(parts[i], part);
-#pragma unroll
-        for (int e = 0; e < kPerVector<T>; ++e) sum[e] = i == 0 ? part[e] : sum[e] + part[e];
-    }
+    const auto part = [&](int rank) {
+        return ld_global_16(slot(args, call, args.peers.rank, rank * stride + vector));
+    };
+    sum_parts<T>(args.peers, c, args.peers.size, part, sum);
 }
 
 template <typename T>

@@ -3,27 +3,29 @@
 
 #include "all_reduce.cuh"
 #include "arguments.h"
-#include "matmul_all_reduce.cuh"
+#include "matmul_all_reduce_ring.cuh"
 
 namespace fastserve::cuda {
 
 // Slots of one call: sums of up to 8 MB in two shots (a decode step of 512 rows of 8192 in bf16), longer ones
 // go by the ring.
 constexpr long long kAllReduceHalfBytes = 16 << 20;
-// 16 rows of 16384 columns from 8 ranks, in fp32; more rows go by the ring.
-constexpr long long kMatmulHalfBytes = 16 << 20;
+// 2048 rows of 4096 columns in two shots; more rows go in turns.
+constexpr long long kMatmulHalfBytes = 32 << 20;
 constexpr int kRingBlocks = 64;     // of an all_reduce: enough to fill NVLink's 450 GB/s at 7-10 GB/s a block
 constexpr int kMatmulBlocks = 160;  // no device has more multiprocessors (B200: 148)
 
 static_assert(kMaxRanks == kMaxExchangeRanks);
 
-enum class Area { kAllReduce, kRing, kMatmulRing, kMatmulOneShot, kTriton, kEnd };
+enum class Area { kAllReduce, kRing, kMatmulRing, kMatmulShots, kTriton, kEnd };
+
+enum class Strategy { kOneShot, kTwoShot, kRing };
 
 inline long long area_offset(Area area, int size) {
     const long long bytes[] = {kAllReduceFlagBytes + 2 * kAllReduceHalfBytes,
                                kRingFlagBytes + kRingBlocks * kRingSlots * kSlotBytes,
                                kMatmulRingFlagBytes + kMatmulBlocks * matmul_ring_block_bytes(size),
-                               kMatmulOneShotFlagBytes + 2 * kMatmulHalfBytes, kTritonAreaBytes};
+                               kMatmulShotFlagBytes + 2 * kMatmulHalfBytes, kTritonAreaBytes};
     long long offset = 0;
     for (int i = 0; i < static_cast<int>(area); ++i) offset += bytes[i];
     return offset;

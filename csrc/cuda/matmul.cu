@@ -10,8 +10,6 @@ namespace fastserve::cuda {
 
 namespace {
 
-enum class TileSize { kSmall, kMiddle, kLarge };
-
 // Large tiles once they fill the multiprocessors; small ones while x is but a few rows.
 TileSize choose_matmul(int m, int n, int multiprocessors) {
     if (m <= 16) return TileSize::kSmall;
@@ -35,24 +33,15 @@ void run(const MatmulCall& call, Stream stream) {
     launch<matmul<Tile, Columns>>(blocks, Tile::kThreads, sizeof(TileShared<Tile>), args, stream);
 }
 
-template <template <typename> class SomeTile, typename T>
-void run_epilogue(const MatmulCall& call, Stream stream) {
-    if (call.epilogue == Epilogue::silu_mul)
-        run<SomeTile<T>, GateUpColumns>(call, stream);
-    else
-        run<SomeTile<T>, PlainColumns>(call, stream);
-}
-
 template <typename T>
 void run_type(const MatmulCall& call, Stream stream) {
-    switch (choose_matmul(call.m, call.n, num_multiprocessors())) {
-        case TileSize::kSmall:
-            return run_epilogue<SmallTile, T>(call, stream);
-        case TileSize::kMiddle:
-            return run_epilogue<MiddleTile, T>(call, stream);
-        case TileSize::kLarge:
-            return run_epilogue<LargeTile, T>(call, stream);
-    }
+    with_tile(choose_matmul(call.m, call.n, num_multiprocessors()),
+              [&]<template <typename> class SomeTile>() {
+                  if (call.epilogue == Epilogue::silu_mul)
+                      run<SomeTile<T>, GateUpColumns>(call, stream);
+                  else
+                      run<SomeTile<T>, PlainColumns>(call, stream);
+              });
 }
 
 }  // namespace

@@ -14,7 +14,7 @@
 // ends, its output is undefined, and the host, who knows, makes the area anew.
 #pragma once
 
-#include "ptx.cuh"
+#include "elements.cuh"
 
 namespace fastserve::cuda {
 
@@ -35,17 +35,40 @@ struct Peers {
 // strategy and the number of rows.
 __host__ __device__ __forceinline__ int chunk_begin(int c, int num_chunks, int d) {
     const int units = (d + kChunkColumns - 1) / kChunkColumns;
-    const int begin = static_cast<int>(static_cast<long long>(units) * c / num_chunks) * kChunkColumns;
+    const int begin = units * c / num_chunks * kChunkColumns;
     return begin < d ? begin : d;
 }
 
 __host__ __device__ __forceinline__ int chunk_of(int column, int num_chunks, int d) {
     const int units = (d + kChunkColumns - 1) / kChunkColumns;
-    return static_cast<int>(((static_cast<long long>(column / kChunkColumns) + 1) * num_chunks - 1) / units);
+    return ((column / kChunkColumns + 1) * num_chunks - 1) / units;
 }
 
 __device__ __forceinline__ int next_rank(const Peers& peers, int rank) {
     return rank + 1 == peers.size ? 0 : rank + 1;
+}
+
+// sum = the parts of `count` ranks in a column of chunk c, in fp32 and in the order in which columns are
+// summed. load(rank) is 16 bytes of the rank's part.
+template <typename T, class Load>
+__device__ __forceinline__ void sum_parts(const Peers& peers, int c, int count, const Load& load,
+                                          float (&sum)[kPerVector<T>]) {
+    uint4 parts[kMaxRanks];  // all on their way before the first is needed
+    int rank = c;
+#pragma unroll
+    for (int i = 0; i < kMaxRanks; ++i) {
+        if (i >= count) break;
+        rank = next_rank(peers, rank);
+        parts[i] = load(rank);
+    }
+#pragma unroll
+    for (int i = 0; i < kMaxRanks; ++i) {
+        if (i >= count) break;
+        float part[kPerVector<T>];
+        unpack<T>(parts[i], part);
+#pragma unroll
+        for (int e = 0; e < kPerVector<T>; ++e) sum[e] = i == 0 ? part[e] : sum[e] + part[e];
+    }
 }
 
 // Spins until the flag has reached `count`; false if the epoch is raised before.

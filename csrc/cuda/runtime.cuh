@@ -1,5 +1,9 @@
-// What launchers ask of the CUDA runtime; on the host the emulator answers (tests/cuda_host/runtime_host.h).
+// What launchers ask of the CUDA runtime, once per device where the answer stays; on the host the emulator
+// answers (tests/cuda_host/runtime_host.h).
 #pragma once
+
+#include <array>
+#include <atomic>
 
 #include "launch.h"
 
@@ -20,25 +24,75 @@ inline void check(cudaError_t error) {
     throw std::runtime_error(std::string("CUDA: ") + cudaGetErrorString(error));
 }
 
-// Of the current device.
-inline int num_multiprocessors() {
-    int device, count;
+inline int current_device() {
+    int device;
     check(cudaGetDevice(&device));
+    return device;
+}
+
+inline int ask_num_multiprocessors(int device) {
+    int count;
     check(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device));
     return count;
 }
 
+// On the current device.
+template <auto kKernel>
+void allow_shared_bytes(int bytes) {
+    check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kKernel),
+                               cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
+}
+
 template <auto kKernel, typename Args>
-void launch(int blocks, int threads, size_t shared_bytes, const Args& args, Stream stream) {
-    const void* kernel = reinterpret_cast<const void*>(kKernel);
-    if (shared_bytes > 48 * 1024)  // more than that a kernel must ask for
-        check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                   static_cast<int>(shared_bytes)));
+void enqueue(int blocks, int threads, size_t shared_bytes, const Args& args, Stream stream) {
     void* arguments[] = {const_cast<Args*>(&args)};
-    check(cudaLaunchKernel(kernel, dim3(blocks), dim3(threads), arguments, shared_bytes,
-                           static_cast<cudaStream_t>(stream)));
+    check(cudaLaunchKernel(reinterpret_cast<const void*>(kKernel), dim3(blocks), dim3(threads), arguments,
+                           shared_bytes, static_cast<cudaStream_t>(stream)));
 }
 
 }  // namespace fastserve::cuda
 
 #endif  // FASTSERVE_CUDA_HOST
+
+namespace fastserve::cuda {
+
+// A number above zero that each device has. From any thread: two who come first at once both ask, and are
+// told the same.
+class PerDevice {
+  public:
+    template <class Ask>
+    int get(int device, const Ask& ask) {
+        if (device >= kMaxDevices) return ask();
+        std::atomic<int>& known = known_[device];
+        int value = known.load(std::memory_order_relaxed);
+        if (value == 0) known.store(value = ask(), std::memory_order_relaxed);
+        return value;
+    }
+
+  private:
+    static constexpr int kMaxDevices = 64;
+    std::array<std::atomic<int>, kMaxDevices> known_ = {};
+};
+
+// Of the current device.
+inline int num_multiprocessors() {
+    static PerDevice known;
+    const int device = current_device();
+    return known.get(device, [&] { return ask_num_multiprocessors(device); });
+}
+
+// A kernel is always launched with as much shared memory.
+template <auto kKernel, typename Args>
+void launch(int blocks, int threads, size_t shared_bytes, const Args& args, Stream stream) {
+    constexpr size_t kUnasked = 48 * 1024;  // more than that a kernel must ask for
+    if (shared_bytes > kUnasked) {
+        static PerDevice allowed;
+        allowed.get(current_device(), [&] {
+            allow_shared_bytes<kKernel>(static_cast<int>(shared_bytes));
+            return static_cast<int>(shared_bytes);
+        });
+    }
+    enqueue<kKernel>(blocks, threads, shared_bytes, args, stream);
+}
+
+}  // namespace fastserve::cuda

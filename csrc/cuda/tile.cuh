@@ -26,7 +26,7 @@ struct Tile {
     static constexpr int kFragmentsM = kWarpM / 16, kFragmentsN = kWarpN / 8;
     static constexpr int kStageBytes = (kM + kN) * kSliceK * 2;
     static constexpr int kSharedBytes = kStages * kStageBytes;
-    static constexpr long long kPartialBytes = 4LL * kM * kN;  // in fp32
+    static constexpr int kBytes = kM * kN * 2;  // of a finished tile, rounded
     static_assert(sizeof(T) == 2 && kFragmentsM >= 1 && kFragmentsN % 2 == 0);
 
     __device__ static int warp_row() { return static_cast<int>(threadIdx.x) / 32 / kWarpsN * kWarpM; }
@@ -193,29 +193,6 @@ struct Product {
 
 // --- what is done with the sums ---
 
-__device__ __forceinline__ uint4 bits_of(const float (&values)[4]) {
-    return make_uint4(__float_as_uint(values[0]), __float_as_uint(values[1]), __float_as_uint(values[2]),
-                      __float_as_uint(values[3]));
-}
-
-__device__ __forceinline__ void add_bits(float (&values)[4], uint4 bits) {
-    values[0] += __uint_as_float(bits.x), values[1] += __uint_as_float(bits.y);
-    values[2] += __uint_as_float(bits.z), values[3] += __uint_as_float(bits.w);
-}
-
-// Partial tiles travel in the order in which threads hold them: fragment f of thread t at 16 (f kThreads +
-// t). Whoever computes the same tile holds the same elements.
-template <class Tile>
-__device__ __forceinline__ long long partial_offset(int i, int j) {
-    return 16LL * ((i * Tile::kFragmentsN + j) * Tile::kThreads + static_cast<int>(threadIdx.x));
-}
-
-// Rounded sums: those of fragments (i, j) and (i, j + 1), j even, in 16 bytes.
-template <class Tile>
-__device__ __forceinline__ long long sum_offset(int i, int j) {
-    return 16LL * ((i * Tile::kFragmentsN + j) / 2 * Tile::kThreads + static_cast<int>(threadIdx.x));
-}
-
 // A tile of sums in shared memory, between the threads that computed them and rows of the output. Groups of
 // eight columns are permuted by the row, so that what a half-warp writes at once lies in different banks.
 template <class Tile>
@@ -238,6 +215,21 @@ struct StagedSums {
         for (int i = 0; i < Tile::kFragmentsM; ++i)
 #pragma unroll
             for (int j = 0; j < Tile::kFragmentsN; ++j) put(i, j, sums[i][j]);
+    }
+
+    // Fragments (i, j) and (i, j + 1), of which a thread gets what it has put itself.
+    __device__ __forceinline__ void put_pair(int i, int j, const float (&pair)[8]) const {
+        put(i, j, {pair[0], pair[1], pair[2], pair[3]});
+        put(i, j + 1, {pair[4], pair[5], pair[6], pair[7]});
+    }
+
+    __device__ __forceinline__ void get_pair(int i, int j, float (&pair)[8]) const {
+#pragma unroll
+        for (int e = 0; e < 8; e += 2) {
+            const float2 two =
+                *reinterpret_cast<const float2*>(at(Tile::row(i, e % 4), Tile::column(j + e / 4, 0)));
+            pair[e] = two.x, pair[e + 1] = two.y;
+        }
     }
 
     // Columns column..column + 7, column a multiple of eight.

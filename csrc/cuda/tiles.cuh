@@ -15,6 +15,21 @@ using MiddleTile = Tile<T, 64, 64, 4, 2, 2>;
 template <typename T>
 using SmallTile = Tile<T, 16, 32, 6, 1, 2>;
 
+enum class TileSize { kSmall, kMiddle, kLarge };
+
+// call.operator()<SomeTile>() for the tile of that size.
+template <class Call>
+auto with_tile(TileSize size, const Call& call) {
+    switch (size) {
+        case TileSize::kSmall:
+            return call.template operator()<SmallTile>();
+        case TileSize::kMiddle:
+            return call.template operator()<MiddleTile>();
+        default:
+            return call.template operator()<LargeTile>();
+    }
+}
+
 template <typename T>
 Operands<T> operands_of(const MatmulCall& call) {
     require(is_aligned(call.x, call.type), "x must start at a multiple of 16 bytes, and so must its rows");

@@ -1,10 +1,13 @@
-// matmul_all_reduce on emulated devices: both strategies give the sum over all ranks, every rank the same
-// bits, in call after call with other shapes and tiles on the same area.
-#include "cuda/matmul_all_reduce.cuh"
-
+// matmul_all_reduce on emulated devices: every strategy and tile gives the bits of matmul and all_reduce in
+// turn, in call after call with other shapes, tiles and strategies on the same area.
 #include <cstdio>
 
 #include "check.h"
+#include "cuda/all_reduce.cuh"
+#include "cuda/matmul.cuh"
+#include "cuda/matmul_all_reduce_one_shot.cuh"
+#include "cuda/matmul_all_reduce_ring.cuh"
+#include "cuda/matmul_all_reduce_two_shot.cuh"
 #include "emulator.h"
 #include "product_case.h"
 
@@ -12,123 +15,160 @@ namespace fastserve::cuda {
 
 namespace {
 
-constexpr int kMaxRound = 4;  // blocks of any call below
-constexpr long long kHalfBytes = 1 << 19;
+enum class Strategy { kOneShot, kTwoShot, kRing };
+constexpr Strategy kStrategies[] = {Strategy::kOneShot, Strategy::kTwoShot, Strategy::kRing};
 
-struct Shape {
+constexpr int kMostBlocks = 4;  // of any call below
+constexpr int kResident = 2;
+constexpr long long kHalfBytes = 3 << 19;
+constexpr long long kShotAreaBytes = kMatmulShotFlagBytes + 2 * kHalfBytes;
+
+long long area_bytes(int ranks) {
+    return kShotAreaBytes + kMatmulRingFlagBytes + kMostBlocks * matmul_ring_block_bytes(ranks);
+}
+
+struct Case {
+    Strategy strategy;
+    int tile;     // 0 or 1: the first or the second of those that a test has
     int m, n, k;  // k: of one rank; ranks differ by one
     int blocks;
 };
 
-long long ring_area_bytes(int ranks) {
-    return kMatmulRingFlagBytes + kMaxRound * matmul_ring_block_bytes(ranks);
-}
-long long one_shot_area_bytes() {
-    return kMatmulOneShotFlagBytes + 2 * kHalfBytes;
+template <class Tile>
+void run_kernel(const Case& c, const MatmulAllReduceArgs<typename Tile::T>& args, uint64_t seed) {
+    const cuda_host::Launch shape = {c.blocks,  Tile::kThreads, sizeof(MatmulShared<Tile>),
+                                     kResident, seed,           "matmul_all_reduce"};
+    cuda_host::launch(shape, [&] {
+        if (c.strategy == Strategy::kOneShot)
+            matmul_all_reduce_one_shot<Tile>(args);
+        else if (c.strategy == Strategy::kTwoShot)
+            matmul_all_reduce_two_shot<Tile>(args);
+        else
+            matmul_all_reduce_ring<Tile>(args);
+    });
 }
 
-template <class Tile, bool kRing>
-void run_kernel(const MatmulAllReduceArgs<typename Tile::T>& args, int blocks, uint64_t seed) {
-    const cuda_host::Launch shape = {blocks, Tile::kThreads, sizeof(MatmulShared<Tile>),
-                                     2,      seed,           "matmul_all_reduce"};
-    cuda_host::launch(shape, [&] {
-        if constexpr (kRing)
-            matmul_all_reduce_ring<Tile>(args);
-        else
-            matmul_all_reduce_one_shot<Tile>(args);
-    });
+template <class Tile>
+bool fits(const Case& c, int ranks) {
+    const int num_rows = (c.m + Tile::kM - 1) / Tile::kM,
+              num_tiles = num_rows * ((c.n + Tile::kN - 1) / Tile::kN);
+    if (c.strategy == Strategy::kRing) return true;
+    return c.blocks <= num_tiles && kHalfBytes >= (c.strategy == Strategy::kOneShot
+                                                       ? matmul_one_shot_bytes<Tile>(num_tiles, ranks)
+                                                       : matmul_two_shot_bytes<Tile>(num_rows, c.n, ranks));
 }
 
 // One product that all ranks make parts of.
 template <typename T>
 struct Call {
-    Shape shape;
+    Case shape;
     std::vector<ProductCase<T>> parts;
     std::vector<Values<T>> outputs;
 
-    Call(const Shape& s, int ranks) : shape(s) {
+    Call(const Case& c, int ranks) : shape(c) {
         for (int rank = 0; rank < ranks; ++rank) {
-            parts.emplace_back(s.m, s.n, s.k + rank % 2, rank);
-            outputs.emplace_back(s.m, s.n, s.k % 8);
+            parts.emplace_back(c.m, c.n, c.k + rank % 2, rank);
+            outputs.emplace_back(c.m, c.n, c.k % 8);
         }
     }
 
     MatmulAllReduceArgs<T> args(const Devices& devices, int rank) const {
-        const Rows<T> y = outputs[rank].rows();
-        return {devices.peers(rank),
-                parts[rank].operands(),
-                {y.data, y.ld, shape.m, shape.n, false, y.aligned},
-                kHalfBytes};
-    }
-
-    void check() const {
-        const int ranks = static_cast<int>(parts.size());
-        const auto exact = [&](int row, int column) {
-            double sum = 0;
-            for (const ProductCase<T>& part : parts) sum += part.exact(row, column);
-            return sum;
-        };
-        check_close(outputs[0], shape.m, shape.n, exact, shape.k * ranks);
-        for (const Values<T>& output : outputs) CHECK(same_bits(output, outputs[0]));
-    }
-
-    bool same_bits(const Values<T>& a, const Values<T>& b) const {
-        bool same = true;
-        for (int row = 0; row < shape.m; ++row)
-            same = same && std::memcmp(&a.at(row, 0), &b.at(row, 0), shape.n * sizeof(T)) == 0;
-        return same;
+        Peers peers = devices.peers(rank);
+        if (shape.strategy == Strategy::kRing)
+            for (int r = 0; r < peers.size; ++r) peers.areas[r] += kShotAreaBytes;
+        return {peers, parts[rank].operands(), outputs[rank].rows(), kHalfBytes};
     }
 };
 
-// The shapes in turn, by two tiles in turn.
-template <class First, class Second, bool kRing>
-void check_calls(int ranks, const std::vector<Shape>& shapes, uint64_t seed) {
+// matmul on every rank, then all_reduce: the outputs of one rank, as all_reduce's own test has them alike.
+template <class Tile, typename T>
+Values<T> in_turn(const Call<T>& call, uint64_t seed) {
+    const int ranks = static_cast<int>(call.parts.size()), m = call.shape.m, n = call.shape.n;
+    const long long half = one_shot_bytes<T>(m, n, ranks);
+    Devices devices(ranks, kAllReduceFlagBytes + 2 * half);
+    std::vector<Values<T>> sums;
+    for (int rank = 0; rank < ranks; ++rank) sums.emplace_back(m, n);
+    devices.run([&](int rank) {
+        const Rows<T> y = sums[rank].rows();
+        const MatmulArgs<T> product = {
+            call.parts[rank].operands(), nullptr, Activation::kNone, {y.data, y.ld, m, n, false, y.aligned}};
+        cuda_host::launch({2, Tile::kThreads, sizeof(TileShared<Tile>), kResident, seed, "matmul"},
+                          [&] { matmul<Tile, PlainColumns>(product); });
+        const AllReduceArgs<T> sum = {devices.peers(rank), y, y, m, half};
+        cuda_host::launch({1, 64, sizeof(Lost), kResident, seed, "all_reduce"},
+                          [&] { all_reduce_one_shot<T>(sum); });
+    });
+    return std::move(sums[0]);
+}
+
+template <typename T>
+bool same_bits(const Values<T>& a, const Values<T>& b, int m, int n) {
+    for (int row = 0; row < m; ++row)
+        if (std::memcmp(&a.at(row, 0), &b.at(row, 0), n * sizeof(T)) != 0) return false;
+    return true;
+}
+
+// The cases in turn.
+template <class First, class Second>
+void check_calls(int ranks, const std::vector<Case>& cases, uint64_t seed) {
     using T = typename First::T;
-    Devices devices(ranks, kRing ? ring_area_bytes(ranks) : one_shot_area_bytes());
+    Devices devices(ranks, area_bytes(ranks));
     std::vector<Call<T>> calls;
-    for (const Shape& shape : shapes) calls.emplace_back(shape, ranks);
+    for (const Case& c : cases) {
+        CHECK(c.tile == 0 ? fits<First>(c, ranks) : fits<Second>(c, ranks));
+        calls.emplace_back(c, ranks);
+    }
     devices.run([&](int rank) {
         for (size_t i = 0; i < calls.size(); ++i) {
             const uint64_t order = seed * 1000 + i * 10 + rank;
             const auto args = calls[i].args(devices, rank);
-            if (i % 2 == 0)
-                run_kernel<First, kRing>(args, calls[i].shape.blocks, order);
+            if (calls[i].shape.tile == 0)
+                run_kernel<First>(calls[i].shape, args, order);
             else
-                run_kernel<Second, kRing>(args, calls[i].shape.blocks, order);
+                run_kernel<Second>(calls[i].shape, args, order);
         }
     });
-    for (const Call<T>& call : calls) call.check();
+    for (const Call<T>& call : calls) {
+        const Values<T> wanted = in_turn<First>(call, seed);
+        int num_wrong = 0;
+        for (const Values<T>& output : call.outputs)
+            num_wrong += !same_bits(output, wanted, call.shape.m, call.shape.n);
+        if (num_wrong > 0)
+            std::printf("%d ranks wrong of %d: strategy %d, tile %d, %d x %d x %d\n", num_wrong, ranks,
+                        static_cast<int>(call.shape.strategy), call.shape.tile, call.shape.m, call.shape.n,
+                        call.shape.k);
+        CHECK(num_wrong == 0);
+    }
 }
 
-// A row alone, by the other strategy and another tile, has the bits that it has among others.
-template <class Large, class Small>
-void check_same_bits(int ranks, uint64_t seed) {
-    using T = typename Large::T;
-    const Shape shape = {130, 300, 100, 2};
-    Devices rings(ranks, ring_area_bytes(ranks)), shots(ranks, one_shot_area_bytes());
-    Call<T> all(shape, ranks), one({1, shape.n, shape.k, 3}, ranks);
-    rings.run([&](int rank) { run_kernel<Large, true>(all.args(rings, rank), shape.blocks, seed + rank); });
-    shots.run([&](int rank) {
-        auto args = one.args(shots, rank);
-        args.operands = all.parts[rank].operands();
-        args.operands.x += 77 * args.operands.ldx;
-        args.operands.m = 1;
-        run_kernel<Small, false>(args, 3, seed + rank);
-    });
-    all.check();
-    CHECK(std::memcmp(&one.outputs[0].at(0, 0), &all.outputs[0].at(77, 0), shape.n * sizeof(T)) == 0);
-}
-
-template <class Tile, bool kRing>
-void check_lost_rank(uint64_t seed) {
-    Devices devices(3, kRing ? ring_area_bytes(3) : one_shot_area_bytes());
-    const Call<typename Tile::T> call({20, 300, 64, 2}, 3);
+// One rank never comes: the epoch is raised, and the others' kernels end.
+template <class Tile>
+void check_lost_rank(Strategy strategy, uint64_t seed) {
+    Devices devices(3, area_bytes(3));
+    const Call<typename Tile::T> call({strategy, 0, 20, 300, 64, 2}, 3);
     devices.run([&](int rank) {
         if (rank == 1)
             devices.raise_epoch();
         else
-            run_kernel<Tile, kRing>(call.args(devices, rank), 2, seed + rank);
+            run_kernel<Tile>(call.shape, call.args(devices, rank), seed + rank);
     });
+}
+
+// Shapes and strategies mixed: a row alone, columns that leave chunks and tiles unfilled or without an
+// owner's part, fewer tiles than a device runs at once and more.
+template <class First, class Second>
+void check_mixed(int ranks, uint64_t seed) {
+    using enum Strategy;
+    check_calls<First, Second>(ranks,
+                               {{kTwoShot, 0, 1, 1, 1, 1},
+                                {kTwoShot, 1, 33, 1030, 24, 4},
+                                {kOneShot, 0, 9, 129, 70, 3},
+                                {kTwoShot, 0, 1, 530, 9, 3},
+                                {kRing, 1, 7, 1025, 33, 4},
+                                {kOneShot, 1, 1, 300, 8, 2},
+                                {kRing, 0, 18, 260, 40, 2},
+                                {kTwoShot, 0, 17, 260, 40, 2}},
+                               seed);
 }
 
 }  // namespace
@@ -137,29 +177,41 @@ void check_lost_rank(uint64_t seed) {
 
 int main(int argc, char** argv) {
     using namespace fastserve::cuda;
+    using enum Strategy;
     const uint64_t seed = seed_of(argc, argv);
     using Small = Tile<__nv_bfloat16, 16, 32, 3, 1, 1>;
     using Wide = Tile<__nv_bfloat16, 32, 64, 3, 1, 1>;
-    // Five rounds of the ring on one block, then fewer tiles than blocks; two rounds, of which the second is
-    // not full.
-    check_calls<Small, Wide, true>(3, {{20, 300, 70, 1}, {20, 400, 8, 2}, {20, 384, 8, 3}}, seed);
-    check_calls<Small, Small, false>(3, {{20, 100, 70, 3}, {1, 7, 64, 1}, {3, 200, 8, 2}, {9, 96, 20, 3}},
-                                     seed);
-    check_lost_rank<Small, true>(seed);
-    check_lost_rank<Small, false>(seed);
+    for (Strategy strategy : kStrategies) check_lost_rank<Small>(strategy, seed);
+    // By the ring: five rounds on one block, fewer tiles than blocks, two rounds of which the second is not
+    // full. In shots: parts and sums where the call before the last had the other, and more blocks than the
+    // call before.
+    check_calls<Small, Wide>(3,
+                             {{kRing, 0, 20, 300, 70, 1},
+                              {kRing, 1, 20, 400, 8, 2},
+                              {kRing, 0, 20, 384, 8, 3},
+                              {kOneShot, 0, 20, 100, 70, 3},
+                              {kOneShot, 0, 1, 7, 64, 1},
+                              {kOneShot, 0, 3, 200, 8, 2},
+                              {kTwoShot, 0, 9, 96, 20, 3},
+                              {kTwoShot, 0, 20, 300, 70, 2},
+                              {kTwoShot, 1, 5, 400, 8, 3},
+                              {kTwoShot, 0, 20, 390, 8, 1}},
+                             seed);
     if constexpr (!kQuick) {
         using Middle = Tile<__nv_bfloat16, 64, 64, 4, 2, 2>;
         using Large = Tile<__nv_bfloat16, 128, 128, 3, 2, 4>;
-        for (int ranks : {2, 3, 8}) {
-            check_calls<Small, Middle, true>(ranks, {{1, 1, 1, 1}, {70, 1100, 70, 3}, {7, 1025, 33, 4}},
-                                             seed);
-            check_calls<Small, Middle, false>(ranks, {{1, 1, 1, 1}, {7, 129, 70, 2}, {16, 300, 33, 4}}, seed);
-        }
-        check_calls<Large, Middle, true>(4, {{200, 1030, 130, 2}, {129, 513, 64, 3}, {128, 512, 64, 1}},
-                                         seed);
-        check_same_bits<Large, Small>(3, seed);
         using Half = Tile<__half, 16, 64, 4, 1, 4>;
-        check_calls<Half, Half, true>(5, {{17, 700, 100, 2}, {33, 257, 40, 2}}, seed);
+        for (int ranks = 2; ranks <= kMaxRanks; ++ranks)
+            if (ranks % 2 == 0)
+                check_mixed<Small, Middle>(ranks, seed);
+            else
+                check_mixed<Half, Half>(ranks, seed);
+        check_calls<Large, Middle>(4,
+                                   {{kTwoShot, 0, 130, 1030, 130, 2},
+                                    {kRing, 1, 129, 513, 64, 3},
+                                    {kRing, 0, 128, 512, 64, 1},
+                                    {kTwoShot, 1, 100, 500, 30, 3}},
+                                   seed);
     }
     return failures() == 0 ? 0 : 1;
 }
