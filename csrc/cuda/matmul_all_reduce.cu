@@ -93,8 +93,8 @@ MatmulCall rows_of(const MatmulCall& call, int begin, int rows) {
 }
 
 template <typename T>
-void run_type(const Exchange& exchange, const MatmulCall& call, Stream stream) {
-    const MatmulAllReduceChoice choice = choose_matmul_all_reduce(call.m, call.n, exchange.size);
+void run_as(const MatmulAllReduceChoice& choice, const Exchange& exchange, const MatmulCall& call,
+            Stream stream) {
     switch (choice.strategy) {
         case Strategy::kOneShot:
             return choice.tile == TileSize::kSmall ? run_one_shot<SmallTile<T>>(exchange, call, stream)
@@ -123,10 +123,11 @@ void matmul_all_reduce(const Exchange& exchange, const MatmulCall& call, Stream 
         return all_reduce(exchange, {call.y, call.y, call.m, call.n, DataType::f32}, stream);
     }
     require(call.y_type == call.type, "y must be fp32 or of x's dtype");
+    const MatmulAllReduceChoice choice = choose_matmul_all_reduce(call.m, call.n, exchange.size);
     if (call.type == DataType::bf16)
-        run_type<__nv_bfloat16>(exchange, call, stream);
+        run_as<__nv_bfloat16>(choice, exchange, call, stream);
     else if (call.type == DataType::f16)
-        run_type<__half>(exchange, call, stream);
+        run_as<__half>(choice, exchange, call, stream);
     else
         require(false, "type must be bf16 or f16");
 }

@@ -31,6 +31,11 @@ MUTATIONS = [
             "    __syncthreads();\n    uint32_t any",
             "    uint32_t any",
         ),
+        (
+            "a sum begins at the reader's own rank",
+            "    int rank = c;\n#pragma",
+            "    int rank = peers.rank;\n#pragma",
+        ),
     ),
     *_of(
         "test_all_reduce",
@@ -51,11 +56,6 @@ MUTATIONS = [
             "a call is counted by its own blocks alone",
             "block < kMaxBlocks; block += gridDim.x)",
             "block < gridDim.x; block += gridDim.x)",
-        ),
-        (
-            "a sum begins at the reader's own rank",
-            "    int rank = c;\n#pragma",
-            "    int rank = args.peers.rank;\n#pragma",
         ),
         (
             "the sums of the other ranks are not awaited",
@@ -122,6 +122,57 @@ MUTATIONS = [
         "test_matmul_all_reduce",
         "matmul_all_reduce.cuh",
         (
+            "a pushed tile's flag is raised without release",
+            "st_release_sys(&flags(rank)->arrived[tile]",
+            "st_relaxed_sys(&flags(rank)->arrived[tile]",
+        ),
+        ("every call pushes to the same slots", "call % 2 * args.half_bytes", "0 * args.half_bytes"),
+        (
+            "a call in shots is counted by its own blocks alone",
+            "block < kMaxBlocks; block += gridDim.x)",
+            "block < gridDim.x; block += gridDim.x)",
+        ),
+    ),
+    *_of(
+        "test_matmul_all_reduce",
+        "matmul_all_reduce_one_shot.cuh",
+        (
+            "a pushed tile's flag is raised before the block has met",
+            "        __syncthreads();\n        if (thread < peers.size) shots.raise",
+            "        if (thread < peers.size) shots.raise",
+        ),
+    ),
+    *_of(
+        "test_matmul_all_reduce",
+        "matmul_all_reduce_two_shot.cuh",
+        (
+            "a part's flag is raised before the block has met",
+            "        __syncthreads();\n        if (threadIdx.x == 0) shots.raise",
+            "        if (threadIdx.x == 0) shots.raise",
+        ),
+        ("an owner does not await the parts", "!is_peer || shots.has_come(tile, thread)", "true"),
+        (
+            "an owner awaits one rank's part alone",
+            "shots.has_come(tile, thread)",
+            "shots.has_come(tile, next_rank(peers, peers.rank))",
+        ),
+        ("an owner's own part is not rounded", "                unpack<T>(pack<T>(own), own);\n", ""),
+        (
+            "a sum's flag is raised before the block has met",
+            "        __syncthreads();\n        if (is_peer) shots.raise",
+            "        if (is_peer) shots.raise",
+        ),
+        ("a sum is not awaited", "threadIdx.x != 0 || shots.has_come(tile, owner)", "true"),
+        (
+            "sums lie where parts still do",
+            "static_cast<long long>(parts) * peers.size + tile",
+            "static_cast<long long>(parts) + tile",
+        ),
+    ),
+    *_of(
+        "test_matmul_all_reduce",
+        "matmul_all_reduce_ring.cuh",
+        (
             "a partial tile's flag is raised without release",
             "st_release_sys(&flags(after)->pushed",
             "st_relaxed_sys(&flags(after)->pushed",
@@ -147,22 +198,12 @@ MUTATIONS = [
             "        __syncthreads();\n        if (takes) ++receipts;",
             "        if (takes) ++receipts;",
         ),
+        ("a part goes around unrounded", "        round_part<Tile>(sums);\n", ""),
         (
             "every round's sums use one slot",
             "static_cast<int>(round % 2)) * kSumSlotBytes",
             "0) * kSumSlotBytes",
         ),
         ("sums are collected a round late", "collected < index / size - 1", "collected < index / size - 2"),
-        (
-            "a pushed tile's flag is raised without release",
-            "st_release_sys(&flags(thread)->arrived[tile]",
-            "st_relaxed_sys(&flags(thread)->arrived[tile]",
-        ),
-        (
-            "a pushed tile's flag is raised before the block has met",
-            "        __syncthreads();\n        if (thread < peers.size) st_release",
-            "        if (thread < peers.size) st_release",
-        ),
-        ("every call pushes to the same slots", "call % 2 * args.half_bytes", "0 * args.half_bytes"),
     ),
 ]

@@ -24,6 +24,7 @@ MAX_REGISTERS = {
     "matmul": 232,
     "matmul_all_reduce_ring": 232,
     "matmul_all_reduce_one_shot": 160,
+    "matmul_all_reduce_two_shot": 255,
     "swap_blocks": 64,
 }
 PUSHES = (r"LDG\.E\.128", r"STG\.E\.128", r"LDG?\.E\.STRONG\.SYS", r"STG?\.E\.STRONG\.SYS")
@@ -36,6 +37,7 @@ INSTRUCTIONS = {
     "matmul": TENSOR,
     "matmul_all_reduce_ring": (*TENSOR, *PUSHES),
     "matmul_all_reduce_one_shot": (*TENSOR, *PUSHES),
+    "matmul_all_reduce_two_shot": (*TENSOR, *PUSHES),
     "swap_blocks": (r"LDG\.E\.128", r"STG\.E\.128"),
 }
 

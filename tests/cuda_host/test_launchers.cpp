@@ -113,36 +113,57 @@ void check_matmul(int m, int n, Epilogue epilogue, uint64_t seed) {
     check_close(y, m, n, exact, kK);
 }
 
-void check_matmul_all_reduce(Ranks& ranks, int m, int n, uint64_t seed) {
+// fused(exchange, call, stream) gives the bits of matmul and all_reduce. y is of O: of T, or of fp32.
+template <typename O, class Fused>
+void check_fused(Ranks& ranks, int m, int n, uint64_t seed, const Fused& fused) {
     using T = __nv_bfloat16;
     constexpr int kK = 40;
+    constexpr DataType kType = sizeof(O) == 4 ? DataType::f32 : DataType::bf16;
     std::vector<ProductCase<T>> products;
-    std::vector<Values<T>> y;
+    std::vector<Values<O>> at_once, in_turn;
     for (int rank = 0; rank < kRanks; ++rank) {
         products.emplace_back(m, n, kK, rank);
-        y.emplace_back(m, n);
+        for (auto* y : {&at_once, &in_turn}) y->emplace_back(m, n);
     }
     ranks.run([&](int rank) {
         const Operands<T> operands = products[rank].operands();
-        matmul_all_reduce(ranks.exchange(rank),
-                          {{const_cast<T*>(operands.x), operands.ldx},
-                           {const_cast<T*>(operands.w), operands.ldw},
-                           matrix_of(y[rank].rows()),
-                           nullptr,
-                           m,
-                           n,
-                           kK,
-                           DataType::bf16,
-                           DataType::bf16,
-                           Epilogue::none},
-                          stream_of(seed + rank));
+        const auto product = [&](const Values<O>& y) {
+            return MatmulCall{{const_cast<T*>(operands.x), operands.ldx},
+                              {const_cast<T*>(operands.w), operands.ldw},
+                              matrix_of(y.rows()),
+                              nullptr,
+                              m,
+                              n,
+                              kK,
+                              DataType::bf16,
+                              kType,
+                              Epilogue::none};
+        };
+        const Matrix y = matrix_of(in_turn[rank].rows());
+        fused(ranks.exchange(rank), product(at_once[rank]), stream_of(seed + rank));
+        matmul(product(in_turn[rank]), stream_of(seed + rank));
+        all_reduce(ranks.exchange(rank), {y, y, m, n, kType}, stream_of(seed + rank));
     });
-    const auto exact = [&](int row, int column) {
-        double sum = 0;
-        for (const ProductCase<T>& product : products) sum += product.exact(row, column);
-        return sum;
+    for (int rank = 0; rank < kRanks; ++rank)
+        CHECK(std::memcmp(&at_once[rank].at(0, 0), &in_turn[0].at(0, 0), sizeof(O) * m * n) == 0);
+}
+
+void check_matmul_all_reduce(Ranks& ranks, uint64_t seed) {
+    using enum Strategy;
+    check_fused<__nv_bfloat16>(ranks, 5, 200, seed, &matmul_all_reduce);
+    check_fused<float>(ranks, 5, 200, seed, &matmul_all_reduce);
+    if constexpr (kQuick) return;
+    const auto check = [&](int m, int n, const MatmulAllReduceChoice& choice) {
+        check_fused<__nv_bfloat16>(ranks, m, n, seed,
+                                   [&](const Exchange& exchange, const MatmulCall& call, Stream stream) {
+                                       run_as<__nv_bfloat16>(choice, exchange, call, stream);
+                                   });
     };
-    for (const Values<T>& output : y) check_close(output, m, n, exact, kK * kRanks);
+    check(40, 200, {kOneShot, TileSize::kMiddle, 40});
+    check(40, 700, {kTwoShot, TileSize::kSmall, 16});  // in three slices, of which the last has fewer tiles
+    check(130, 200, {kTwoShot, TileSize::kMiddle, 128});
+    check(130, 700, {kTwoShot, TileSize::kLarge, 130});
+    check(130, 700, {kRing, TileSize::kLarge, 130});
 }
 
 void check_swap(uint64_t seed) {
@@ -187,9 +208,37 @@ void check_choices() {
     CHECK(choose_all_reduce(2 * 4096, 4 * 4096, 2) == Strategy::kOneShot);
     CHECK(choose_all_reduce(8LL << 20, 2LL << 20, 8) == Strategy::kTwoShot);
     CHECK(choose_all_reduce(64LL << 20, 32LL << 20, 2) == Strategy::kRing);
+    const auto chosen = [](int m, int n, int size, Strategy strategy, TileSize tile, int rows) {
+        const MatmulAllReduceChoice choice = choose_matmul_all_reduce(m, n, size);
+        return choice.strategy == strategy && choice.tile == tile && choice.rows == rows;
+    };
+    CHECK(chosen(16, 4096, 8, Strategy::kOneShot, TileSize::kSmall, 16));
+    CHECK(chosen(64, 4096, 2, Strategy::kOneShot, TileSize::kMiddle, 64));
+    CHECK(chosen(64, 4096, 8, Strategy::kTwoShot, TileSize::kMiddle, 64));
+    CHECK(chosen(2048, 4096, 8, Strategy::kTwoShot, TileSize::kLarge, 2048));
+    CHECK(chosen(3000, 8192, 8, Strategy::kTwoShot, TileSize::kLarge, 1024));
+    CHECK(chosen(256, 32768, 8, Strategy::kTwoShot, TileSize::kLarge, 256));
+    CHECK(chosen(2048, 32768, 8, Strategy::kRing, TileSize::kLarge, 2048));
+    CHECK(chosen(1, 200000, 2, Strategy::kRing, TileSize::kLarge, 1));  // more tiles than there are flags
     CHECK(choose_matmul(1, 4096, 132) == TileSize::kSmall);
     CHECK(choose_matmul(128, 4096, 132) == TileSize::kMiddle);
     CHECK(choose_matmul(4096, 4096, 132) == TileSize::kLarge);
+}
+
+// What CUDA says of a device does not change: it is asked once, whoever launches.
+void check_what_is_asked_once(uint64_t seed) {
+    const auto launch_two = [&] {
+        for (int i = 0; i < 2; ++i) check_matmul(140, 300, Epilogue::relu, seed);
+    };
+    const int multiprocessors = runtime_calls.num_multiprocessors, bytes = runtime_calls.allow_shared_bytes;
+    for (int device = 0; device < kHostDevices; ++device)
+        std::thread([&] {
+            host_device = device;
+            launch_two();
+            CHECK(num_multiprocessors() == ask_num_multiprocessors(device));
+        }).join();
+    CHECK(runtime_calls.num_multiprocessors == multiprocessors + 2 * kHostDevices);
+    CHECK(runtime_calls.allow_shared_bytes == bytes + kHostDevices);
 }
 
 }  // namespace
@@ -201,17 +250,16 @@ int main(int argc, char** argv) {
     const uint64_t seed = seed_of(argc, argv);
     Ranks ranks;
     check_choices();
+    check_what_is_asked_once(seed);
     check_refusals(ranks);
     check_swap(seed);
     check_all_reduce(ranks, 1, 1000, seed);
-    check_matmul_all_reduce(ranks, 5, 200, seed);
+    check_matmul_all_reduce(ranks, seed);
     if constexpr (!kQuick) {
         check_all_reduce(ranks, 300, 2048, seed);
         check_all_reduce(ranks, 1100, 2048, seed);
         check_norm(ranks, 3, 300, seed);
         check_norm(ranks, 520, 8192, seed);
-        check_matmul_all_reduce(ranks, 40, 200, seed);
-        check_matmul_all_reduce(ranks, 130, 700, seed);
         check_all_reduce(ranks, 2, 2, seed);
         for (Epilogue epilogue : {Epilogue::relu, Epilogue::silu_mul}) {
             check_matmul(3, 70, epilogue, seed);
