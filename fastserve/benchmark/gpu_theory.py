@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 BF16 = 2  # bytes
 
@@ -35,6 +36,10 @@ _BY_DEVICE_NAME = {
     "NVIDIA H200": H200,
     "NVIDIA B200": GPUS[2],
 }
+H100 = GPUS[1]
+Strategy = Literal["one-shot", "two-shot", "ring"]
+STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
+SLOT_BYTES = 32 << 20  # two shots: parts and sums of one launch (kMatmulHalfBytes)
 HOP_US = 2.0  # a store to a peer, its flag, and the peer's look at it
 
 
@@ -130,28 +135,55 @@ def _attention() -> Iterator[Work]:
 
 
 def _exchanges(ranks: int) -> Iterator[Work]:
+    strategies: tuple[tuple[int, Strategy], ...] = (DECODE_ROWS, "one-shot"), (PREFILL_ROWS, "two-shot")
+    for rows, strategy in strategies:
+        yield all_reduce(rows, ranks, strategy)
+        yield all_reduce(rows, ranks, strategy, norms=True)
+        yield matmul_all_reduce(rows, ranks, strategy)
+
+
+def all_reduce(rows: int, ranks: int, strategy: Strategy, *, norms: bool = False) -> Work:
+    size = BF16 * rows * MODEL.hidden
+    link, hops = _exchange(size, ranks, strategy)
+    if strategy == "ring":  # sums go around as well
+        hops = 2 * (ranks - 1)
+    shape = f"{rows} x {MODEL.hidden}, {ranks} ranks"
+    if norms:
+        return Work("all_reduce_add_rms_norm", shape, 4 * size, link_bytes=link, hops=hops)
+    return Work("all_reduce", shape, 2 * size, link_bytes=link, hops=hops)
+
+
+def matmul_all_reduce(rows: int, ranks: int, strategy: Strategy) -> Work:
+    """The down projection. In two shots rows go in slices, each of which ends with its own hops."""
+    product = _down_projection(rows, ranks)
+    size = BF16 * rows * MODEL.hidden
+    link, hops = _exchange(size, ranks, strategy)
+    slices = -(-2 * size // SLOT_BYTES) if strategy == "two-shot" else 1
+    return Work(
+        "matmul_all_reduce",
+        f"{product.shape}, {ranks} ranks",
+        product.memory_bytes,
+        product.flops,
+        link,
+        slices * hops,
+        overlaps=True,
+    )
+
+
+def _down_projection(rows: int, ranks: int) -> Work:
     d, k = MODEL.hidden, MODEL.intermediate // ranks
-    for rows in (DECODE_ROWS, PREFILL_ROWS):
-        size = BF16 * rows * d
-        one_shot = size <= 256 * 1024
-        link = (ranks - 1) * size if one_shot else 2 * (ranks - 1) / ranks * size
-        hops = 1 if one_shot else 2
-        shape = f"{rows} x {d}, {ranks} ranks"
-        yield Work("all_reduce", shape, 2 * size, link_bytes=link, hops=hops)
-        yield Work("all_reduce_add_rms_norm", shape, 4 * size, link_bytes=link, hops=hops)
-        product = 2.0 * rows * d * k
-        moved = BF16 * (d * k + rows * (d + k))
-        # Partial tiles travel in fp32: to all at once, or around the ring and, summed, once more.
-        fused_link = 2 * (ranks - 1) * size if rows == DECODE_ROWS else 3 * (ranks - 1) / ranks * size
-        yield Work(
-            "matmul_all_reduce",
-            f"{rows} x {d} x {k}, {ranks} ranks",
-            moved,
-            product,
-            fused_link,
-            1 if rows == DECODE_ROWS else 2 * (ranks - 1),
-            overlaps=True,
-        )
+    return Work("matmul", f"{rows} x {d} x {k}", BF16 * (d * k + rows * (d + k)), 2.0 * rows * d * k)
+
+
+def _exchange(size: float, ranks: int, strategy: Strategy) -> tuple[float, int]:
+    """Bytes that leave a rank, and hops, of a sum of `size` bytes of bf16 behind a product."""
+    match strategy:
+        case "one-shot":
+            return (ranks - 1) * size, 1
+        case "two-shot":
+            return 2 * (ranks - 1) / ranks * size, 2
+        case "ring":  # in fp32 from rank to rank, then the sum to all
+            return 3 * (ranks - 1) / ranks * size, ranks
 
 
 def table() -> list[str]:
@@ -166,8 +198,24 @@ def table() -> list[str]:
     return lines
 
 
+def strategy_table(gpu: Gpu) -> list[str]:
+    """Markdown: the down projection by each strategy, and as product and sum in turn; the best is bold."""
+    lines = ["| rows | ranks | product, us | in turn | " + " | ".join(STRATEGIES) + " |"]
+    lines.append("|---" * (4 + len(STRATEGIES)) + "|")
+    for rows in (DECODE_ROWS, 64, PREFILL_ROWS, 8192):
+        for ranks in (2, 4, 8):
+            product = _down_projection(rows, ranks).roof_us(gpu)
+            in_turn = product + min(all_reduce(rows, ranks, s).roof_us(gpu) for s in STRATEGIES)
+            times = [in_turn, *(matmul_all_reduce(rows, ranks, s).roof_us(gpu) for s in STRATEGIES)]
+            cells = [f"**{us:.3g}**" if us == min(times) else f"{us:.3g}" for us in times]
+            lines.append("| " + " | ".join([str(rows), str(ranks), f"{product:.3g}", *cells]) + " |")
+    return lines
+
+
 def main() -> None:
     print("\n".join(table()))
+    print()
+    print("\n".join(strategy_table(H100)))
 
 
 if __name__ == "__main__":
