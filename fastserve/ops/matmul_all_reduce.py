@@ -27,7 +27,7 @@ _TYPE_OF: dict[torch.dtype, WeightType] = {torch.float32: "f32", torch.bfloat16:
 
 
 def matmul_all_reduce(x: Tensor, w: PackedWeight | Tensor, group: Group | None) -> Tensor:
-    """sum over ranks of x w^T; every rank ends with the same bits.
+    """sum over ranks of x w^T; every rank ends with the same bits: those of matmul, then all_reduce.
 
     x     [M, K_rank] as in matmul: this rank's columns; M the same on every rank
     w     [N, K_rank] PackedWeight, or a plain fp32, bf16 or fp16 tensor, which every call packs anew (fp32
@@ -96,11 +96,9 @@ def _cuda(x: Tensor, w: Tensor, type: str, n: int, k: int, exchange: int) -> Ten
     elif type in ("bf16", "f16"):
         call = device_call.product(device_call.aligned_rows(x), weight_rows.parts(w, type, n, k).values, out)
         device_call.cuda().matmul_all_reduce(buffer, *call, device_call.stream_of(x))
-    else:  # what has no fused kernel: partial sums in fp32, rounded once, as in the fused one
-        partial = x.new_empty(out.shape, dtype=torch.float32)
-        multiply_on_device(x, w, type, n, k, partial)
-        sum_on_device(partial, exchange)
-        out.copy_(partial)
+    else:  # what has no fused kernel, which has the bits of these two
+        multiply_on_device(x, w, type, n, k, out)
+        sum_on_device(out, exchange)
     return out
 
 

@@ -128,7 +128,7 @@ def _cuda(  # noqa: PLR0917 (the schema's order)
         product = registry.implementation("matmul_all_reduce", "cuda")(x, w, type, n, k, exchange)
         out.copy_(registry.implementation("add_rms_norm", "triton")(product, residual, norm_weight, eps))
     else:
-        partial = x.new_empty(out.shape, dtype=torch.float32)
+        partial = x.new_empty(out.shape)
         multiply_on_device(x, w, type, n, k, partial)
         norm_on_device(partial, exchange, residual, norm_weight, eps, out)
     return out

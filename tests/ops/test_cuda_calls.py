@@ -18,7 +18,7 @@ from fastserve.ops import backend, device_call, registry, triton_peers, weight_r
 from fastserve.ops.group import handle_of
 
 STREAM = 7
-F32, BF16 = _C.DATA_TYPES.index("f32"), _C.DATA_TYPES.index("bf16")
+F32, F16, BF16 = (_C.DATA_TYPES.index(type) for type in ("f32", "f16", "bf16"))
 
 
 class Recorder:
@@ -124,11 +124,12 @@ def test_matmul_all_reduce_is_one_kernel(cuda: Recorder, buffer: Buffer) -> None
     assert cuda.calls == [("matmul_all_reduce", args)]
 
 
-def test_partial_sums_of_a_quantised_weight_are_summed_in_fp32(cuda: Recorder, buffer: Buffer) -> None:
+def test_the_product_of_a_quantised_weight_is_rounded_then_summed_as_in_the_fused_kernel(
+    cuda: Recorder, buffer: Buffer
+) -> None:
     x, w = torch.ones(3, 64, dtype=torch.float16), fastserve.ops.pack(torch.ones(20, 64), "q8")
     out = run("matmul_all_reduce", x, w.data, w.type, w.n, w.k, handle_of(buffer))
-    ((name, args),) = cuda.calls
-    assert (name, args[5:]) == ("all_reduce", (3, 20, F32, STREAM))
+    assert cuda.calls == [("all_reduce", (buffer, *rows(out), *rows(out), 3, 20, F16, STREAM))]
     torch.testing.assert_close(out, torch.full((3, 20), 64.0, dtype=torch.float16), rtol=2e-3, atol=0)
 
 
