@@ -98,12 +98,12 @@ def _made(target: Path, command: list[str]) -> Path:
 
 
 def run(program: Path, *arguments: str, hang_s: int = 60) -> subprocess.CompletedProcess[str]:
-    """Runs a test's program; a launch in which nothing moves for `hang_s` ends it."""
+    """Runs a test's program; the first race ends it, and a launch in which nothing moves for `hang_s`."""
     return subprocess.run(
         [str(program), *arguments],
         capture_output=True,
         text=True,
         check=False,
         timeout=200,
-        env=os.environ | {"FASTSERVE_EMULATOR_HANG_S": str(hang_s)},
+        env=os.environ | {"FASTSERVE_EMULATOR_HANG_S": str(hang_s), "TSAN_OPTIONS": "halt_on_error=1"},
     )

@@ -92,10 +92,10 @@ Values<T> in_turn(const Call<T>& call, uint64_t seed) {
         const Rows<T> y = sums[rank].rows();
         const MatmulArgs<T> product = {
             call.parts[rank].operands(), nullptr, Activation::kNone, {y.data, y.ld, m, n, false, y.aligned}};
-        cuda_host::launch({2, Tile::kThreads, sizeof(TileShared<Tile>), kResident, seed, "matmul"},
+        cuda_host::launch({1, Tile::kThreads, sizeof(TileShared<Tile>), kResident, seed, "matmul"},
                           [&] { matmul<Tile, PlainColumns>(product); });
         const AllReduceArgs<T> sum = {devices.peers(rank), y, y, m, half};
-        cuda_host::launch({1, 64, sizeof(Lost), kResident, seed, "all_reduce"},
+        cuda_host::launch({1, 16, sizeof(Lost), kResident, seed, "all_reduce"},
                           [&] { all_reduce_one_shot<T>(sum); });
     });
     return std::move(sums[0]);
@@ -161,12 +161,12 @@ void check_mixed(int ranks, uint64_t seed) {
     using enum Strategy;
     check_calls<First, Second>(ranks,
                                {{kTwoShot, 0, 1, 1, 1, 1},
-                                {kTwoShot, 1, 33, 1030, 24, 4},
+                                {kTwoShot, 0, 17, 1030, 24, 4},
                                 {kOneShot, 0, 9, 129, 70, 3},
-                                {kTwoShot, 0, 1, 530, 9, 3},
-                                {kRing, 1, 7, 1025, 33, 4},
+                                {kTwoShot, 1, 1, 530, 9, 3},
+                                {kRing, 0, 7, 1025, 33, 4},
                                 {kOneShot, 1, 1, 300, 8, 2},
-                                {kRing, 0, 18, 260, 40, 2},
+                                {kRing, 1, 18, 260, 40, 2},
                                 {kTwoShot, 0, 17, 260, 40, 2}},
                                seed);
 }
@@ -182,33 +182,32 @@ int main(int argc, char** argv) {
     using Small = Tile<__nv_bfloat16, 16, 32, 3, 1, 1>;
     using Wide = Tile<__nv_bfloat16, 32, 64, 3, 1, 1>;
     for (Strategy strategy : kStrategies) check_lost_rank<Small>(strategy, seed);
-    // By the ring: five rounds on one block, fewer tiles than blocks, two rounds of which the second is not
-    // full. In shots: parts and sums where the call before the last had the other, and more blocks than the
-    // call before.
+    // By the ring: four rounds on one block, then fewer tiles than blocks; two rounds, of which the second is
+    // not full. In shots: parts and sums where the call before the last had the other, and more blocks than
+    // the call before.
     check_calls<Small, Wide>(3,
-                             {{kRing, 0, 20, 300, 70, 1},
+                             {{kRing, 0, 9, 300, 20, 1},
                               {kRing, 1, 20, 400, 8, 2},
-                              {kRing, 0, 20, 384, 8, 3},
-                              {kOneShot, 0, 20, 100, 70, 3},
+                              {kRing, 0, 9, 384, 8, 3},
                               {kOneShot, 0, 1, 7, 64, 1},
                               {kOneShot, 0, 3, 200, 8, 2},
                               {kTwoShot, 0, 9, 96, 20, 3},
                               {kTwoShot, 0, 20, 300, 70, 2},
                               {kTwoShot, 1, 5, 400, 8, 3},
-                              {kTwoShot, 0, 20, 390, 8, 1}},
+                              {kTwoShot, 0, 9, 390, 8, 1}},
                              seed);
     if constexpr (!kQuick) {
         using Middle = Tile<__nv_bfloat16, 64, 64, 4, 2, 2>;
         using Large = Tile<__nv_bfloat16, 128, 128, 3, 2, 4>;
         using Half = Tile<__half, 16, 64, 4, 1, 4>;
-        for (int ranks = 2; ranks <= kMaxRanks; ++ranks)
-            if (ranks % 2 == 0)
+        for (int ranks = 2 + seed % 2; ranks <= kMaxRanks; ranks += 2)  // all of them in two seeds
+            if (ranks / 2 % 2 == 0)
                 check_mixed<Small, Middle>(ranks, seed);
             else
                 check_mixed<Half, Half>(ranks, seed);
         check_calls<Large, Middle>(4,
-                                   {{kTwoShot, 0, 130, 1030, 130, 2},
-                                    {kRing, 1, 129, 513, 64, 3},
+                                   {{kTwoShot, 0, 130, 515, 66, 2},
+                                    {kRing, 1, 129, 513, 24, 3},
                                     {kRing, 0, 128, 512, 64, 1},
                                     {kTwoShot, 1, 100, 500, 30, 3}},
                                    seed);
