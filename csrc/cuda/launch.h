@@ -82,7 +82,7 @@ void swap(const SwapCall& call, Stream stream);
 int64_t exchange_bytes(int32_t size);
 
 // Where in an exchange buffer the Triton kernels' area begins: they lay it out
-// (kernels/matmul_all_reduce.py). Slots of two calls, of 16 MB like matmul_all_reduce's, and flags.
+// (kernels/matmul_all_reduce.py). Slots of two calls, of 16 MB each, and flags.
 constexpr int64_t kTritonAreaBytes = 33 << 20;
 int64_t triton_area_offset(int32_t size);
 

@@ -127,7 +127,7 @@ void check_areas() {
     for (int size = 2; size <= kMaxRanks; ++size) {
         CHECK(triton_area_offset(size) % 128 == 0);
         CHECK(triton_area_offset(size) ==
-              area_offset(Area::kMatmulOneShot, size) + kMatmulOneShotFlagBytes + 2 * kMatmulHalfBytes);
+              area_offset(Area::kMatmulShots, size) + kMatmulShotFlagBytes + 2 * kMatmulHalfBytes);
         CHECK(triton_area_offset(size) + kTritonAreaBytes == exchange_bytes(size));
     }
 }
