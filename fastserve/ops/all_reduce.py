@@ -9,10 +9,11 @@ from fastserve.ops import arguments, device_call, registry
 from fastserve.ops.group import (
     Group,
     Sized,
-    device_buffer_of,
+    device_exchange_of,
     group_of,
     handle_of,
     host_reducer_of,
+    moves_by_itself,
     reference_sum,
     sum_rows,
 )
@@ -59,10 +60,12 @@ def _cuda(x: Tensor, exchange: int) -> None:
 
 
 def sum_on_device(x: Tensor, exchange: int) -> None:
-    buffer = device_buffer_of(exchange)
-    if buffer is not None:
+    through = device_exchange_of(exchange)
+    if moves_by_itself(through):
+        through.all_reduce(x)
+    elif through is not None:
         rows, type = device_call.rows_of(x), device_call.TYPES[x.dtype]
-        device_call.cuda().all_reduce(buffer, *rows, *rows, *x.shape, type, device_call.stream_of(x))
+        device_call.cuda().all_reduce(through, *rows, *rows, *x.shape, type, device_call.stream_of(x))
 
 
 _op = registry.register(

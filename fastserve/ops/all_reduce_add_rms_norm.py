@@ -7,7 +7,16 @@ from torch import Tensor
 
 from fastserve.ops import arguments, device_call, registry
 from fastserve.ops.add_rms_norm import reference as reference_norm
-from fastserve.ops.group import Group, Sized, device_buffer_of, group_of, handle_of, reference_sum
+from fastserve.ops.all_reduce import sum_on_device
+from fastserve.ops.group import (
+    Group,
+    Sized,
+    device_exchange_of,
+    group_of,
+    handle_of,
+    moves_by_itself,
+    reference_sum,
+)
 
 
 def all_reduce_add_rms_norm(
@@ -66,15 +75,16 @@ def norm_on_device(  # noqa: PLR0917 (the schema's order)
     x: Tensor, exchange: int, residual: Tensor, weight: Tensor, eps: float, out: Tensor
 ) -> None:
     """Into `out`; x may be fp32 where the rest is not."""
-    buffer = device_buffer_of(exchange)
-    if buffer is None:
-        out.copy_(
-            registry.implementation("add_rms_norm", "triton")(x.to(residual.dtype), residual, weight, eps)
-        )
+    through = device_exchange_of(exchange)
+    if through is None or moves_by_itself(through):
+        total = x if through is None else x.clone()
+        sum_on_device(total, exchange)
+        total = total.to(residual.dtype)
+        out.copy_(registry.implementation("add_rms_norm", "triton")(total, residual, weight, eps))
         return
     types = device_call.TYPES[x.dtype], device_call.TYPES[residual.dtype]
     device_call.cuda().all_reduce_add_rms_norm(
-        buffer, *device_call.rows_of(x), *device_call.rows_of(residual), weight.data_ptr(), eps,
+        through, *device_call.rows_of(x), *device_call.rows_of(residual), weight.data_ptr(), eps,
         *device_call.rows_of(out), *x.shape, *types, device_call.stream_of(x),
     )  # fmt: skip
 

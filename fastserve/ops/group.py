@@ -73,10 +73,16 @@ def host_reducer_of(handle: int) -> HostReducer | None:
     return group.peers if group.spans_hosts else group.exchange
 
 
-def device_buffer_of(handle: int) -> Any:
-    """A fastserve._cuda.ExchangeBuffer; None: alone."""
+def device_exchange_of(handle: int) -> Any:
+    """What the group's GPUs exchange through: a fastserve._cuda.ExchangeBuffer, or what moves between GPUs that do not
+    reach each other's memory (moves_by_itself). None: alone."""
     group = group_of(handle)
     return None if group is None else group.device_exchange
+
+
+def moves_by_itself(exchange: Any) -> bool:
+    """Whether it sums matrices by itself (distributed/nccl_exchange.py), where our kernels cannot."""
+    return hasattr(exchange, "all_reduce")
 
 
 def sum_rows(peers: _C.PeerGroup, x: Tensor) -> None:

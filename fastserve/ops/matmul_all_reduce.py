@@ -12,10 +12,11 @@ from fastserve.ops.backend import has_triton
 from fastserve.ops.group import (
     Group,
     Sized,
-    device_buffer_of,
+    device_exchange_of,
     group_of,
     handle_of,
     host_reducer_of,
+    moves_by_itself,
     reference_sum,
     sum_rows,
 )
@@ -90,15 +91,15 @@ def _reference(x: Tensor, w: Tensor, type: str, n: int, k: int, exchange: int) -
 
 def _cuda(x: Tensor, w: Tensor, type: str, n: int, k: int, exchange: int) -> Tensor:  # noqa: PLR0917 (the schema's order)
     out = allocate(x, w, type, n, k)
-    buffer = device_buffer_of(exchange)
-    if buffer is None:
-        multiply_on_device(x, w, type, n, k, out)
-    elif type in ("bf16", "f16"):
-        call = device_call.product(device_call.aligned_rows(x), weight_rows.parts(w, type, n, k).values, out)
-        device_call.cuda().matmul_all_reduce(buffer, *call, device_call.stream_of(x))
-    else:  # what has no fused kernel, which has the bits of these two
-        multiply_on_device(x, w, type, n, k, out)
+    through = device_exchange_of(exchange)
+    if through is None or moves_by_itself(through) or type not in ("bf16", "f16"):
+        multiply_on_device(
+            x, w, type, n, k, out
+        )  # where there is no fused kernel, which has the bits of these two
         sum_on_device(out, exchange)
+    else:
+        call = device_call.product(device_call.aligned_rows(x), weight_rows.parts(w, type, n, k).values, out)
+        device_call.cuda().matmul_all_reduce(through, *call, device_call.stream_of(x))
     return out
 
 

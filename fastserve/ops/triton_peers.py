@@ -13,7 +13,7 @@ import torch
 
 from fastserve.errors import BackendError
 from fastserve.ops.backend import HOW_TO_GET, cuda_ops
-from fastserve.ops.group import Group, group_of
+from fastserve.ops.group import Group, group_of, moves_by_itself
 
 if TYPE_CHECKING:
     from fastserve.kernels.matmul_all_reduce import Peers
@@ -35,6 +35,10 @@ def peers_of(handle: int, device: torch.device) -> Peers | None:
     if device.type == "cuda" and cuda_ops() is None:
         raise BackendError(
             f"Triton's sums over GPUs go through memory that fastserve._cuda makes: {HOW_TO_GET['cuda']}"
+        )
+    if device.type == "cuda" and moves_by_itself(group.device_exchange):
+        raise BackendError(
+            "Triton's sums need GPUs that reach each other's memory: leave the choice to the op"
         )
     owner = group.device_exchange if device.type == "cuda" else group.exchange
     peers = _peers.get(owner)

@@ -203,3 +203,43 @@ def test_weights_in_rows_begin_where_kernels_can_read_16_bytes() -> None:
 
 def test_the_module_is_the_one_that_was_found() -> None:
     assert backend.cuda_ops() is backend.cuda_ops()
+
+
+class Mover:
+    """What GPUs that do not reach each other's memory have: it sums by itself. This one adds 1."""
+
+    rank, size = 0, 2
+
+    @property
+    def device_exchange(self) -> Mover:
+        return self
+
+    def all_reduce(self, x: Tensor) -> None:
+        x += 1
+
+
+def test_sums_of_gpus_that_do_not_reach_each_other_are_not_our_kernels(
+    cuda: Recorder,
+) -> None:
+    """Products and norms are Triton's, which the interpreter runs."""
+    mover = Mover()
+    handle = handle_of(mover)  # type: ignore[arg-type]
+    x, weight = torch.randn(3, 32), torch.rand(64)
+    w = fastserve.ops.pack(torch.randn(64, 32), "f32")
+    product = fastserve.ops.matmul(x, w)
+    torch.testing.assert_close(run("matmul_all_reduce", x, w.data, w.type, w.n, w.k, handle), product + 1)
+
+    residual = torch.randn(3, 64)
+    expected_residual = residual + product + 1
+    normed = fastserve.ops.rms_norm(expected_residual, weight, 1e-5)
+    for op, arguments in (
+        ("matmul_all_reduce_add_rms_norm", (x, w.data, w.type, w.n, w.k, handle)),
+        ("all_reduce_add_rms_norm", (product, handle)),
+    ):
+        updated = residual.clone()
+        torch.testing.assert_close(run(op, *arguments, updated, weight, 1e-5), normed)
+        torch.testing.assert_close(updated, expected_residual)
+    summed = product.clone()
+    run("all_reduce", summed, handle)
+    torch.testing.assert_close(summed, product + 1)
+    assert cuda.calls == []
