@@ -14,18 +14,23 @@ import torch
 
 from fastserve.benchmark.checkout import commit
 from fastserve.benchmark.gpu_cases import cases
+from fastserve.benchmark.gpu_engine import EngineRun
 from fastserve.benchmark.gpu_lines import Device, Failure, run_case
 from fastserve.benchmark.gpu_roofs import measure_roofs
-from fastserve.benchmark.gpu_timer import ROUNDS, Clock, CudaClock
+from fastserve.benchmark.gpu_timer import ROUNDS, Clock, CudaClock, WallClock
+from fastserve.config import DEFAULT_MODEL
+from fastserve.errors import ModelNotFoundError
+from fastserve.weights.store import resolve_model
 
 GRACE_S = 60  # for the last case before the deadline
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="bench/gpu.py", description=__doc__)
-    parser.add_argument("what", choices=("ops", "collectives"))
+    parser.add_argument("what", choices=("ops", "collectives", "model"))
     parser.add_argument("--lines", type=Path, required=True, help="file for the lines, as JSON, one each")
     parser.add_argument("--budget-s", type=float, default=600.0, help="no case is begun after that")
+    parser.add_argument("--model", default=DEFAULT_MODEL, help="a name, or a path to a .gguf file; for model")
     options = parser.parse_args()
     deadline = time.monotonic() + options.budget_s
     # Rank 0 of several writes; the others' lines are the same.
@@ -33,6 +38,8 @@ def main() -> None:
     with path.open("w", encoding="utf-8") as file:
         if options.what == "collectives":
             run_collectives(file, deadline)
+        elif options.what == "model":
+            run_model(file, deadline, options.model)
         else:
             where, clock = torch.device("cuda", 0), CudaClock()
             run_ops(file, deadline, describe_device(where, clock), clock, where)
@@ -84,6 +91,19 @@ def run_collectives(file: IO[str], deadline: float) -> None:
         for line in run_cases(group, device, clock, where=where, deadline=deadline):
             write(file, line)
         dist.destroy_process_group()
+
+
+def run_model(file: IO[str], deadline: float, model: str) -> None:
+    try:
+        path = resolve_model(model, offline=True)
+    except ModelNotFoundError as error:
+        write(file, Failure("model", "all", model, "all", f"left out: {error}"))
+        return
+    device = describe_device(torch.device("cuda", 0), CudaClock())
+    torch.cuda.empty_cache()  # engines are other processes
+    write(file, device)
+    for line in EngineRun(path, device, WallClock()).lines(deadline):
+        write(file, line)
 
 
 def describe_device(where: torch.device, clock: CudaClock) -> Device:

@@ -30,14 +30,17 @@ Section = Literal["ops", "collectives", "model"]
 
 @dataclass(frozen=True, slots=True)
 class GpuLine:
-    """theory_s: what the call takes at least by the maker's figures; None: the device is not among them."""
+    """theory_s: what the call takes at least by the maker's figures; None: the device is not among them.
+    tokens_per_s: of whole engines."""
 
     section: Section
     line: Line
     theory_s: float | None
+    tokens_per_s: float | None = None
 
     def as_dict(self) -> dict[str, object]:
-        return {"kind": "line", "section": self.section, "theory_s": self.theory_s, **self.line.as_dict()}
+        own = {"section": self.section, "theory_s": self.theory_s, "tokens_per_s": self.tokens_per_s}
+        return {"kind": "line", **own, **self.line.as_dict()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +124,10 @@ def run_case(
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What came of one case; `own` names the contestants that are ours."""
+    """What came of one case; `own` names the contestants that are ours.
+
+    num_tokens: that a call of a whole engine brings; 0: it is no engine's.
+    """
 
     section: Section
     work: Work
@@ -129,6 +135,7 @@ class Measured:
     own: tuple[str, ...]
     buckets: Buckets
     errors: Mapping[str, str]
+    num_tokens: int = 0
 
     def lines(self, device: Device) -> list[GpuLine | Failure]:
         """One for each of ours and each peer, without a baseline where no peer could run."""
@@ -136,7 +143,7 @@ class Measured:
         peers: list[str | None] = [name for name in measured if name not in self.own]
         theory_s = None if device.theory is None else self.work.roof_us(device.theory) / 1e6
         lines: list[GpuLine | Failure] = [
-            GpuLine(self.section, self._line(name, peer, device), theory_s)
+            GpuLine(self.section, self._line(name, peer, device), theory_s, self._tokens_per_s(name))
             for name in self.own
             if name in measured
             for peer in peers or [None]
@@ -145,6 +152,9 @@ class Measured:
         return lines + [
             Failure(self.section, work.op, work.shape, name, error) for name, error in self.errors.items()
         ]
+
+    def _tokens_per_s(self, name: str) -> float | None:
+        return self.num_tokens / self.buckets.summary("single", name).median if self.num_tokens else None
 
     def _line(self, name: str, peer: str | None, device: Device) -> Line:
         work, seconds = self.work, self.buckets.summary("single", name)

@@ -28,21 +28,7 @@ PACKAGES = ("torch", "triton")
 ENDED = {"0": "well", "124": "out of time", "137": "out of time, killed"}
 LOG_LINES = 25
 MAX_FAILED_TESTS = 40  # named on the page; pytest's own report has all
-COLUMNS = (
-    *(
-        "op",
-        "shape",
-        "dtype",
-        "backend",
-        "time",
-        "theory",
-        "GB/s",
-        "TFLOP/s",
-        "of measured roof",
-        "of theory",
-    ),
-    *("peer", "peer's time / ours"),
-)
+TOKENS = "tokens/s"  # a column where there is any
 
 
 def write_report(work: Path, out: Path) -> Path:
@@ -89,8 +75,10 @@ def _page(name: str, entries: Sequence[Entry], work: Path) -> Iterable[str]:
     yield from _tests(work / "tests.xml")
     for section, title in SECTIONS.items():
         yield from _section(title, [entry for entry in entries if entry.get("section") == section])
-    yield "Times are medians of replays of CUDA graphs, +- half the distance of the quartiles. How they are taken:"
-    yield "fastserve/benchmark/gpu_timer.py. What theory says, and what to expect: bench/README.md."
+    yield "Times are medians, +- half the distance of the quartiles: of ops and collectives of replays of CUDA graphs"
+    yield "(fastserve/benchmark/gpu_timer.py); of models by the wall clock, of a step of decode or a call"
+    yield "(gpu_engine.py), with rates of one GPU, exchange not counted. What theory says, and what to expect:"
+    yield "bench/README.md."
 
 
 def _surroundings(entries: Sequence[Entry]) -> Iterable[str]:
@@ -160,9 +148,11 @@ def _section(title: str, entries: Sequence[Entry]) -> Iterable[str]:
     lines = [entry for entry in entries if entry["kind"] == "line"]
     yield from (f"## {title}", "")
     if lines:
-        yield f"| {' | '.join(COLUMNS)} |"
-        yield "|---" * len(COLUMNS) + "|"
-        yield from (f"| {' | '.join(_cells(entry))} |" for entry in lines)
+        rows = [_row(entry) for entry in lines]
+        columns = [name for name in rows[0] if name != TOKENS or any(row[TOKENS] != UNKNOWN for row in rows)]
+        yield f"| {' | '.join(columns)} |"
+        yield "|---" * len(columns) + "|"
+        yield from (f"| {' | '.join(row[name] for name in columns)} |" for row in rows)
         yield ""
     failures = [entry for entry in entries if entry["kind"] == "failure"]
     if failures:
@@ -170,22 +160,27 @@ def _section(title: str, entries: Sequence[Entry]) -> Iterable[str]:
         yield ""
 
 
-def _cells(entry: Entry) -> list[str]:
+def _row(entry: Entry) -> dict[str, str]:
+    """Cells by column."""
+
+    def cell(value: float | None, form: str) -> str:
+        return UNKNOWN if value is None else format(value, form)
+
     seconds, theory_s = entry["seconds"], entry["theory_s"]
     median = seconds["median"]
     spread = (seconds["high"] - seconds["low"]) / 2 / median if median else 0.0
-    rate = "{:.3g}".format
-    return [
-        *(entry["op"], entry["shape"], entry["dtype"], entry["backend"]),
-        f"{duration(median)} +-{spread:.0%}",
-        UNKNOWN if theory_s is None else duration(theory_s),
-        UNKNOWN if entry["gbps"] is None else rate(entry["gbps"]),
-        UNKNOWN if entry["gops"] is None else rate(entry["gops"] / 1e3),
-        UNKNOWN if entry["roof_share"] is None else f"{entry['roof_share']:.0%}",
-        UNKNOWN if theory_s is None or not median else f"{theory_s / median:.0%}",
-        entry["baseline"] or UNKNOWN,
-        UNKNOWN if entry["ratio"] is None else f"{entry['ratio']:.2f}",
-    ]
+    return {
+        **{column: entry[column] for column in ("op", "shape", "dtype", "backend")},
+        "time": f"{duration(median)} +-{spread:.0%}",
+        TOKENS: cell(entry["tokens_per_s"], ".4g"),
+        "theory": UNKNOWN if theory_s is None else duration(theory_s),
+        "GB/s": cell(entry["gbps"], ".3g"),
+        "TFLOP/s": UNKNOWN if entry["gops"] is None else format(entry["gops"] / 1e3, ".3g"),
+        "of measured roof": cell(entry["roof_share"], ".0%"),
+        "of theory": UNKNOWN if theory_s is None or not median else f"{theory_s / median:.0%}",
+        "peer": entry["baseline"] or UNKNOWN,
+        "peer's time / ours": cell(entry["ratio"], ".2f"),
+    }
 
 
 def version(package: str) -> str:

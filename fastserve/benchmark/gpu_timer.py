@@ -1,4 +1,4 @@
-"""Times calls on a GPU by the GPU's own clock.
+"""Times calls on a GPU by the GPU's own clock, and whole engines by the wall's.
 
 A contestant is the same call on several sets of operands. Its calls are recorded into one CUDA graph, one after the
 other, and the graph is replayed between two events: what is timed is kernels and the gaps between them, and no
@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from time import perf_counter
 from typing import Protocol
 
 import torch
@@ -59,6 +60,24 @@ class CudaClock:
         return float(start.elapsed_time(end)) / 1e3
 
 
+class WallClock:
+    """For calls that return when their work is done."""
+
+    def recorded(self, run: Run) -> Run:
+        """As it is: what it does on the host is part of what is timed."""
+        return run
+
+    def seconds(self, run: Run) -> float:
+        start = perf_counter()
+        run()
+        return perf_counter() - start
+
+
+class Timed(Protocol):
+    def batch(self, clock: Clock) -> Callable[[], float]:
+        """What gives seconds of one call, again and again. Raises whatever the call does where it cannot run."""
+
+
 @dataclass(frozen=True, slots=True)
 class Contestant:
     """`calls` do the same on different operands; capturable: none of them waits for the GPU."""
@@ -86,7 +105,7 @@ def num_copies(num_bytes: float, l2_bytes: int) -> int:
 
 
 def measure(
-    contestants: Mapping[str, Contestant], clock: Clock, *, rounds: int = ROUNDS
+    contestants: Mapping[str, Timed], clock: Clock, *, rounds: int = ROUNDS
 ) -> tuple[Buckets, dict[str, str]]:
     """In turns; and by name the errors of those that cannot run. A graph's replay does not hang on where cores lie."""
     batches: dict[str, Callable[[], float]] = {}

@@ -48,11 +48,11 @@ class Ours(Peer):
 
     def seconds_to_first(self, prompt: list[int]) -> float:
         start = perf_counter()
-        self._llm.generate(prompt, _greedy(1))
+        self._llm.generate(prompt, greedy(1))
         return perf_counter() - start
 
     def seconds_per_token(self, prompt: list[int], num_tokens: int) -> float:
-        stream = self._llm.stream(prompt, _greedy(num_tokens + 1))
+        stream = self._llm.stream(prompt, greedy(num_tokens + 1))
         num_first = len(next(stream).outputs[0].token_ids)
         start = perf_counter()
         for output in stream:
@@ -154,5 +154,5 @@ def random_prompt(random_ids: random.Random, length: int, vocab_size: int) -> li
     return [random_ids.randrange(FIRST_ORDINARY_ID, vocab_size) for _ in range(length)]
 
 
-def _greedy(max_tokens: int) -> SamplingParams:
+def greedy(max_tokens: int) -> SamplingParams:
     return SamplingParams(temperature=0.0, max_tokens=max_tokens, ignore_eos=True)

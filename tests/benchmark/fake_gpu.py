@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 from fastserve.benchmark.gpu_lines import Device
 from fastserve.benchmark.gpu_theory import Gpu, Model
@@ -14,6 +17,15 @@ MODEL = Model(hidden=64, intermediate=64, heads=4, kv_heads=2, head_dim=16, voca
 SIZES = {"MODEL": MODEL, "DECODE_ROWS": 2, "PREFILL_ROWS": 20, "CONTEXT": 18}
 SWAP_BYTES = 1 << 16
 DEVICE = Device("a GPU", 1, "sm_0", 1 << 10, Gpu("measured", 1.0, 100, 100, 10), "abc1234")
+
+
+class Lines(io.StringIO):
+    """A step's file."""
+
+    name = "lines.jsonl"
+
+    def read_all(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.getvalue().splitlines()]
 
 
 @dataclass

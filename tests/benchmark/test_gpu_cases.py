@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import json
 import time
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -23,16 +21,9 @@ from fastserve.benchmark.op_calls import GPU_BACKENDS, Setting
 from fastserve.ops import reference, registry
 from fastserve.ops.backend import forced as forced_backend
 
-from .fake_gpu import DEVICE, SWAP_BYTES, FakeClock
+from .fake_gpu import DEVICE, SWAP_BYTES, FakeClock, Lines
 
 CPU = torch.device("cpu")
-
-
-class Lines(io.StringIO):
-    name = "lines.jsonl"
-
-    def read_all(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self.getvalue().splitlines()]
 
 
 def test_every_kernel_and_every_line_of_the_theory_has_its_case() -> None:

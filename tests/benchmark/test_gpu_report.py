@@ -65,6 +65,26 @@ def test_a_line_holds_its_time_beside_theory_roof_and_peer(work: Path) -> None:
     assert "- rms_norm, 2048 x 4096, cuda: E" in page
 
 
+def test_models_have_a_column_of_tokens_per_second(work: Path) -> None:
+    seconds = {"fastserve": [2e-3] * 3, "vllm 1": [3e-3] * 3}
+    buckets = Buckets(tuple(seconds), {"single": seconds})
+    step = Work("decode", "64 x 32 tokens, 1 GPU", memory_bytes=3e9, flops=20e9)
+    found = Measured("model", step, "Q4_1", ("fastserve",), buckets, {}, num_tokens=64)
+    written(work / "model.jsonl", H100.as_dict(), *(line.as_dict() for line in found.lines(H100)))
+    late = Failure("model", "all", "2 GPUs", "vllm", "SlowStartError: not ready after 9 s")
+    written(work / "model2.jsonl", late.as_dict())
+    written(work / "ops.jsonl", *measured(Work("rms_norm", "1 x 2", memory_bytes=30e6)))
+    page = page_of(work)
+    header = "| op | shape | dtype | backend | time | {}theory | GB/s | TFLOP/s |"
+    ops, models = page.index(f"## Ops\n\n{header.format('')}"), page.index("## Models\n\n")
+    assert ops < models < page.index(header.format("tokens/s | "))
+    row = (
+        "| decode | 64 x 32 tokens, 1 GPU | Q4_1 | fastserve | 2 ms +-0% | 3.2e+04 | 896 us | 1.5e+03 | 10 |"
+    )
+    assert f"{row} 50% | 45% | vllm 1 | 1.50 |" in page
+    assert "- all, 2 GPUs, vllm: SlowStartError: not ready after 9 s" in page
+
+
 def test_the_lines_are_kept_beside_the_page(work: Path) -> None:
     entries = measured(Work("rms_norm", "1 x 2", memory_bytes=30e6))
     written(work / "ops.jsonl", H100.as_dict(), *entries)

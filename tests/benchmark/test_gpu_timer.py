@@ -4,7 +4,8 @@ from collections.abc import Callable
 
 import pytest
 
-from fastserve.benchmark.gpu_timer import MAX_COPIES, MIN_COPIES, Contestant, measure, num_copies
+from fastserve.benchmark import gpu_timer
+from fastserve.benchmark.gpu_timer import MAX_COPIES, MIN_COPIES, Contestant, WallClock, measure, num_copies
 
 from .fake_gpu import FakeClock
 
@@ -55,6 +56,15 @@ def test_what_cannot_run_is_named_and_the_others_are_measured() -> None:
     assert errors == {"ours": "RuntimeError: out of memory"}
     assert buckets.contestants == ("theirs",)
     assert buckets.seconds == {"single": {"theirs": [1.0, 1.0]}}
+
+
+def test_the_walls_clock_runs_what_it_is_given_and_says_how_long_it_took(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = FakeClock(per_run_s=0.0)
+    monkeypatch.setattr(gpu_timer, "perf_counter", lambda: clock.now)
+    wall = WallClock()
+    assert wall.seconds(wall.recorded(taking(clock, 2.5))) == 2.5
 
 
 @pytest.mark.parametrize(("num_bytes", "copies"), [(1, MAX_COPIES), (30, 10), (31, 10), (1000, MIN_COPIES)])
