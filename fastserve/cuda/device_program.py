@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fastserve import _C, ops
-from fastserve.cuda.buckets import choose_bucket, choose_buckets
+from fastserve.cuda.buckets import MAX_GRAPH, aligned_rows, choose_bucket, choose_buckets
 from fastserve.cuda.device_ops import DeviceOps
 from fastserve.cuda.device_weights import DeviceWeight
 from fastserve.cuda.kv_memory import KvMemory
@@ -86,7 +86,8 @@ class DeviceProgram:
             )
             self._kv_of_head = torch.tensor(shard.kv_of_head, dtype=torch.int32, device=runtime.device)
         self._tokens = runtime.pinned(settings.max_samples, dtype=torch.int32)
-        self._buckets = choose_buckets(min(settings.max_tokens, settings.max_samples))
+        self._sample_sizes = choose_buckets(settings.max_samples)
+        self._graph_sizes = choose_buckets(min(settings.max_tokens, settings.max_samples, MAX_GRAPH))
         self._captured: dict[int, Captured] = {}
 
     def prepare(self) -> None:
@@ -95,12 +96,10 @@ class DeviceProgram:
         All ranks of a group do it together: the steps' sums are real ones.
         """
         with torch.inference_mode():
-            self._run_padding(self._settings.max_tokens)
-            num_rows = self._buckets[-1]
-            while num_rows < self._settings.max_tokens:
-                self._run_padding(num_rows)
-                num_rows *= 2
-            for num_rows in reversed(self._buckets):  # the largest first: the others fit into its memory
+            for num_rows in reversed(choose_buckets(self._settings.max_tokens)):
+                if num_rows > self._graph_sizes[-1] or num_rows == self._settings.max_tokens:
+                    self._run_padding(aligned_rows(num_rows, self._settings.max_tokens))
+            for num_rows in reversed(self._graph_sizes):  # the largest first: the others fit into its memory
                 self._captured[num_rows] = self._capture(num_rows)
 
     def run(self, message: bytes) -> bytes:
@@ -137,13 +136,10 @@ class DeviceProgram:
         return Captured(logits, tokens)
 
     def _run_rows(self) -> tuple[list[int], list[Report]]:
-        num_rows, num_samples = self.slots.num_tokens, max(self.slots.num_samples, 1)  # if of padding
-        bucket = choose_bucket(self._buckets, max(num_rows, num_samples))
-        if bucket is not None:
-            num_rows = num_samples = bucket
+        num_rows, num_samples = self._padded()
         self._buffers.load(num_rows, num_samples)
         rows = self._buffers.rows(num_rows, num_samples)
-        captured = None if bucket is None else self._captured[bucket]
+        captured = self._captured.get(num_rows) if num_rows == num_samples else None
         logits = self._logits(rows) if captured is None else replayed(captured.logits)
         wanted = [Wanted(*entry) for entry in self.slots.reports()]
         logprobs = own_logprobs(logits, wanted)
@@ -153,6 +149,16 @@ class DeviceProgram:
         self._wait(self._stream.record())
         tokens = self._tokens[: self.slots.num_samples].tolist()
         return tokens, make_reports(logprobs, wanted, tokens)
+
+    def _padded(self) -> tuple[int, int]:
+        """With how many rows and sampled rows the step runs: those of a graph where one holds both."""
+        num_rows, num_samples = self.slots.num_tokens, self.slots.num_samples
+        bucket = choose_bucket(self._graph_sizes, max(num_rows, num_samples))
+        if bucket is not None:
+            return bucket, bucket
+        samples = choose_bucket(self._sample_sizes, num_samples)
+        assert samples is not None
+        return aligned_rows(num_rows, self._settings.max_tokens), samples
 
     def _wait(self, event: Event) -> None:
         """A rank that waits for its GPU lives, and so does one whose GPU waits for a peer, up to a point.
