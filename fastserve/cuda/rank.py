@@ -17,7 +17,7 @@ from fastserve.distributed.control import StartRank
 from fastserve.distributed.mailboxes import open_mailboxes
 from fastserve.distributed.rank import Rank, main
 from fastserve.distributed.rank_program import load_shard, open_model
-from fastserve.errors import CapacityError, RankLostError
+from fastserve.errors import CapacityError, GroupError, RankLostError
 
 SPIN_US = 50  # covers the gap between two steps that were queued ahead
 POLL_MS = 250  # an idle rank beats this often; a step wakes it at once
@@ -38,7 +38,7 @@ class CudaRank(Rank):
         runtime = self._runtime = self._runtime or self._runtime_of(start.gpu)
         try:
             model = self._load(start, runtime)
-            group = RankGroup(exchange) if start.num_ranks > 1 else None
+            group = self._group_of(start, exchange)
             program = DeviceProgram(runtime, model, start.settings, exchange=exchange, group=group)
             program.prepare()
         except torch.OutOfMemoryError as error:
@@ -47,7 +47,13 @@ class CudaRank(Rank):
                 "lower max_num_tokens, max_num_seqs, max_model_len or kv_cache_bytes"
             ) from None
         self._say_ready(model.num_bytes)
-        return _run_steps(program, start, region, exchange)
+        why = _run_steps(program, start, region, exchange)
+        if region.failed and group is not None and not group.outlives_loss:
+            raise GroupError("what the GPUs exchanged through ended with the rank that was lost")
+        return why
+
+    def _group_of(self, start: StartRank, exchange: _C.Exchange) -> RankGroup | None:
+        return RankGroup(exchange) if start.num_ranks > 1 else None
 
     def _load(self, start: StartRank, runtime: Runtime) -> DeviceModel:
         """The weights stay where the shard stays the same."""

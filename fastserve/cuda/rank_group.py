@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from fastserve import _C
 from fastserve.distributed.device_exchange import connect_device_exchange
 from fastserve.errors import GroupError
+from fastserve.ops.group import moves_by_itself
 
 if TYPE_CHECKING:
     from fastserve import _cuda
@@ -28,6 +29,11 @@ class RankGroup:
 
     def empty(self, *shape: int, dtype: Any) -> NoReturn:
         raise GroupError("ranks on GPUs have no symmetric heap")
+
+    @property
+    def outlives_loss(self) -> bool:
+        """False: its processes end with it, for a communicator of NCCL does not survive the loss of a rank."""
+        return not moves_by_itself(self.__dict__.get("device_exchange"))
 
     @cached_property
     def device_exchange(self) -> _cuda.ExchangeBuffer | NcclExchange:

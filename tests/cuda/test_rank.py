@@ -13,9 +13,10 @@ from fastserve import _C
 from fastserve.config import EngineConfig
 from fastserve.cuda import rank as rank_module
 from fastserve.cuda.rank import CudaRank
+from fastserve.cuda.rank_group import RankGroup
 from fastserve.distributed.control import RankReady, StartRank, receive_report
 from fastserve.distributed.mailboxes import mailbox_bytes, open_mailboxes
-from fastserve.errors import CapacityError
+from fastserve.errors import CapacityError, GroupError
 from fastserve.step import GREEDY, BlockGrant, Chunk, SlotOpening, Step
 from fastserve.testing.fake_cuda import FakeRuntime
 from fastserve.worker.sizing import plan_execution
@@ -114,3 +115,32 @@ def test_an_epoch_that_ends_between_steps_ends_the_loop(
     engine.region.raise_epoch()
     rank = CudaRank(channels[1], runtime_of=lambda gpu: FakeRuntime())
     assert "waiting for a step" in rank.serve(engine.start, engine.region)
+
+
+@pytest.mark.parametrize("outlives_loss", [True, False])
+def test_a_rank_goes_on_after_a_loss_if_what_it_exchanges_through_does(
+    outlives_loss: bool,
+    short_model: Path,
+    channels: tuple[socket.socket, socket.socket],
+) -> None:
+    class Group(RankGroup):
+        size = 1  # sums are its own
+
+    class Lonely(CudaRank):
+        def _group_of(self, start: StartRank, exchange: _C.Exchange) -> RankGroup:
+            group = Group(exchange)
+            group.__dict__["device_exchange"] = object() if outlives_loss else Mover()
+            return group
+
+    class Mover:
+        def all_reduce(self, x: object) -> None:
+            """NcclExchange has one; this one's sums are of one rank."""
+
+    engine = begin(short_model)
+    engine.region.raise_epoch()
+    rank = Lonely(channels[1], runtime_of=lambda gpu: FakeRuntime())
+    if outlives_loss:
+        assert "the group ended" in rank.serve(engine.start, engine.region)
+    else:
+        with pytest.raises(GroupError, match="ended with the rank that was lost"):
+            rank.serve(engine.start, engine.region)
