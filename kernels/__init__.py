@@ -1,1 +1,1 @@
-"""Triton kernels, one op a file; installed as `fastserve.kernels`. GPU kernels are not part of this version."""
+"""Triton kernels, one op a file, none of which imports anything of ours; installed as `fastserve.kernels`."""

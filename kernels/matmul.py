@@ -44,7 +44,6 @@ from typing import Literal
 import torch
 import triton
 import triton.language as tl
-from fastserve.kernels.architecture import architecture_of
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
@@ -239,6 +238,14 @@ def _takes_descriptor(matrix: Tensor) -> bool:
     return matrix.data_ptr() % 16 == 0 and matrix.stride(0) * matrix.element_size() % 16 == 0
 
 
+def _architecture_of(tensor: Tensor) -> int:
+    """10 * major + minor of its device's compute capability. CPU tensors are the interpreter's: sm_80."""
+    if tensor.device.type != "cuda":
+        return 80
+    major, minor = torch.cuda.get_device_capability(tensor.device)
+    return 10 * major + minor
+
+
 def matmul(
     x: Tensor,
     w: Tensor,
@@ -262,7 +269,7 @@ def matmul(
     num_columns = out.shape[1]
     if m == 0 or n == 0:
         return
-    architecture = architecture or architecture_of(x)
+    architecture = architecture or _architecture_of(x)
     config = choose_matmul(m, n, k, weight_type, x.dtype, architecture)
     block_n = config.block_n // 2 if epilogue == "silu_mul" else config.block_n
     descriptors = (

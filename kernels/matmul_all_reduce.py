@@ -39,7 +39,6 @@ from dataclasses import dataclass
 import torch
 import triton
 import triton.language as tl
-from fastserve.kernels.architecture import architecture_of
 from torch import Tensor
 
 ENOUGH_PROGRAMS = 100  # most of the 108 SMs of an A100, the 132 of an H100, the 148 of a B200 have one
@@ -249,6 +248,14 @@ def wait_and_reduce(  # type: ignore[no-untyped-def]  # noqa: PLR0917
         tl.store(words, number)
 
 
+def _architecture_of(tensor: Tensor) -> int:
+    """10 * major + minor of its device's compute capability. CPU tensors are the interpreter's: sm_80."""
+    if tensor.device.type != "cuda":
+        return 80
+    major, minor = torch.cuda.get_device_capability(tensor.device)
+    return 10 * major + minor
+
+
 def matmul_all_reduce(
     x: Tensor, w: Tensor, peers: Peers, *, out: Tensor, architecture: int | None = None
 ) -> None:
@@ -257,7 +264,7 @@ def matmul_all_reduce(
     architecture: to compile for, the same on all ranks; None: that of x's device
     """
     (m, k), n = x.shape, w.shape[0]
-    architecture = architecture or architecture_of(x)
+    architecture = architecture or _architecture_of(x)
     for rows in _calls(m, peers.max_rows(n, out.element_size())):
         some = x[rows]
         tile = choose_tile(some.shape[0], n, x.dtype, architecture)
@@ -272,7 +279,7 @@ def matmul_all_reduce(
 def all_reduce(x: Tensor, peers: Peers, *, architecture: int | None = None) -> None:
     """x [M, N] = its sum over the ranks, in place, as if x had just been computed by matmul_all_reduce."""
     n = x.shape[1]
-    architecture = architecture or architecture_of(x)
+    architecture = architecture or _architecture_of(x)
     for rows in _calls(x.shape[0], peers.max_rows(n, x.element_size())):
         some = x[rows]
         tile = choose_tile(some.shape[0], n, x.dtype, architecture)

@@ -16,7 +16,6 @@ import pytest
 import torch
 from fastserve.kernels import paged_attention as attention_module
 from fastserve.kernels import sample as sample_module
-from fastserve.kernels import sample_filter
 from fastserve.kernels.paged_attention import paged_attention
 from fastserve.kernels.sample import sample
 from torch import Tensor
@@ -75,9 +74,9 @@ EXPECTED = {
     "draw of bf16": Expected(sample_module, "draw", PLAIN, 5, (90,)),
     "pick": Expected(sample_module, "pick", FILTERED, 32, (90,)),
     "count": Expected(sample_module, "count_larger", FILTERED, 12, (90,)),
-    "find highest": Expected(sample_filter, "find_highest", FILTERED, 12, (90,)),
-    "levels": Expected(sample_filter, "weigh_levels", FILTERED, 4, (90,)),
-    "cut": Expected(sample_filter, "find_cut", FILTERED, 1, (90,)),
+    "find highest": Expected(sample_module, "find_highest", FILTERED, 12, (90,)),
+    "levels": Expected(sample_module, "weigh_levels", FILTERED, 4, (90,)),
+    "cut": Expected(sample_module, "find_cut", FILTERED, 1, (90,)),
 }
 ATTENTION = ("rows", "tiles", "merge")
 KEYS = [(name, architecture) for name, one in EXPECTED.items() for architecture in one.architectures]
@@ -130,13 +129,9 @@ def case_of(name: str, architecture: int, patch: pytest.MonkeyPatch) -> Case:
             types[parameter] = "fp32" if isinstance(value, float) else "i32"
             aligned += [parameter] if specialised and value % 16 == 0 else []
     return Case(
-        expected.module.__name__.replace("paged_attention", module_of(expected.kernel)), expected.kernel,
+        expected.module.__name__, expected.kernel,
         architecture, types, constants, tuple(aligned), options["num_warps"] or 4, options["num_stages"] or 3,
     )  # fmt: skip
-
-
-def module_of(kernel: str) -> str:
-    return "paged_attention_tiles" if kernel == "attend_tiles" else "paged_attention_rows"
 
 
 Results = dict[tuple[str, int], Compiled]

@@ -14,8 +14,13 @@ from itertools import product
 import pytest
 import torch
 from fastserve.kernels import paged_attention as module
-from fastserve.kernels.paged_attention import Split, choose_attention, choose_shape, paged_attention
-from fastserve.kernels.paged_attention_rows import find_lone_rows
+from fastserve.kernels.paged_attention import (
+    Split,
+    choose_attention,
+    choose_shape,
+    find_lone_rows,
+    paged_attention,
+)
 from torch import Tensor
 from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 

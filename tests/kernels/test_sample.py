@@ -3,9 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 from fastserve.kernels import sample as module
-from fastserve.kernels import sample_filter
-from fastserve.kernels.sample import choose_split, sample
-from fastserve.kernels.sample_filter import find_cuts
+from fastserve.kernels.sample import choose_split, find_cuts, sample
 from torch import Tensor
 
 from fastserve.ops import Sampled, reference
@@ -28,7 +26,7 @@ def generator() -> torch.Generator:
 
 @pytest.fixture(autouse=True)
 def several_blocks_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sample_filter, "ROW_BLOCK", 256)
+    monkeypatch.setattr(module, "ROW_BLOCK", 256)
 
 
 def filled(num_rows: int, filters: dict[str, float]) -> dict[str, Tensor]:
@@ -193,7 +191,7 @@ def test_cuts_leave_what_the_reference_leaves(
     monkeypatch: pytest.MonkeyPatch, generator: torch.Generator, filters: dict[str, float], list_size: int
 ) -> None:
     """With a short list, the row itself is bisected first."""
-    monkeypatch.setattr(sample_filter, "LIST_SIZE", list_size)
+    monkeypatch.setattr(module, "LIST_SIZE", list_size)
     rows = distributions(generator)
     logits, temperature = torch.stack(list(rows.values())), torch.full((len(rows),), 0.9)
     options = {"top_k": None, "top_p": None, "min_p": None} | filled(len(rows), filters)
