@@ -43,6 +43,21 @@ class ExchangeBuffer:
 def all_reduce(
     buffer: ExchangeBuffer, x: int, ldx: int, out: int, ldo: int, rows: int, d: int, type: int, stream: int, /
 ) -> None: ...
+def add_rms_norm(
+    x: int,
+    ldx: int,
+    residual: int,
+    ldr: int,
+    weight: int,
+    eps: float,
+    out: int,
+    ldo: int,
+    rows: int,
+    d: int,
+    type: int,
+    stream: int,
+    /,
+) -> None: ...
 def all_reduce_add_rms_norm(
     buffer: ExchangeBuffer,
     x: int,

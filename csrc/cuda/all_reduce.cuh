@@ -52,11 +52,6 @@ struct AllReduceArgs {
     long long half_bytes;  // of the slots of one call; two of them follow the flags
 };
 
-template <typename T>
-__host__ __device__ __forceinline__ int num_vectors(int columns) {
-    return (columns + kPerVector<T> - 1) / kPerVector<T>;
-}
-
 // Items (row, vector) of some columns: item i is vector `begin + i % width` of row `i / width`.
 struct Items {
     int begin, width;

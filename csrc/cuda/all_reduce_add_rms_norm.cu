@@ -25,11 +25,10 @@ void run(const Exchange& exchange, const AllReduceNormCall& call, Stream stream)
     for (int first = 0, rows; first < call.rows; first += rows) {
         rows = static_cast<int>(std::min<long long>(call.rows - first, most));
         const Rows<X> x = rows_of(call.x, call.x_type, first, X());
-        const AllReduceNormArgs<X, T> args = {{peers, x, x, rows, kAllReduceHalfBytes},
-                                              rows_of(call.residual, call.type, first, T()),
-                                              rows_of(call.out, call.type, first, T()),
-                                              call.weight,
-                                              call.eps};
+        const AllReduceNormArgs<X, T> args = {
+            {peers, x, x, rows, kAllReduceHalfBytes},
+            {rows_of(call.residual, call.type, first, T()), rows_of(call.out, call.type, first, T()),
+             call.weight, call.eps}};
         const bool one_shot = goes_in_one_shot(one_shot_bytes<X>(rows, d, size), size);
         const int blocks = std::min(rows, kNormBlocks);
         if (one_shot)

@@ -6,37 +6,22 @@
 // link carries no more than the sums.
 #pragma once
 
+#include "add_rms_norm.cuh"
 #include "all_reduce.cuh"
 
 namespace fastserve::cuda {
-
-constexpr int kNormThreads = 512;
 
 // x is of type X: the partial sums of a matmul may come in fp32, and are then rounded to T but once.
 template <typename X, typename T>
 struct AllReduceNormArgs {
     AllReduceArgs<X> sum;  // sum.out is not used
-    Rows<T> residual, out;
-    const float* weight;  // [d]
-    float eps;
+    NormArgs<T> norm;
 };
 
 struct NormShared {
     Lost lost;
-    float warps[kNormThreads / 32];
+    WarpSums squares;
 };
-
-// The sum over the block's threads, for all of them, in an order that depends on their number alone.
-__device__ __forceinline__ float sum_over_block(float value, float* warps) {
-#pragma unroll
-    for (int lanes = 16; lanes > 0; lanes /= 2) value += __shfl_xor_sync(0xffffffffu, value, lanes);
-    __syncthreads();  // the last call's sums have been read
-    if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = value;
-    __syncthreads();
-    float sum = 0;
-    for (int warp = 0; warp < static_cast<int>(blockDim.x) / 32; ++warp) sum += warps[warp];
-    return sum;
-}
 
 // Where the sum of a row's vectors is found once the ranks have met: in the slots of all ranks, or in their
 // owners' chunks.
@@ -77,38 +62,6 @@ __device__ __forceinline__ void load_sum(const Sums<X, kTwoShot>& sums, int row,
 }
 
 template <typename X, typename T, bool kTwoShot>
-__device__ __forceinline__ void add_and_normalise(const AllReduceNormArgs<X, T>& args, const Call& call,
-                                                  int row, float* warps) {
-    const int d = args.sum.x.d, vectors = num_vectors<T>(d);
-    const Sums<X, kTwoShot> sums = {args.sum, call};
-    float squares = 0;
-    for (int v = threadIdx.x; v < vectors; v += blockDim.x) {
-        float values[kPerVector<T>], sum[kPerVector<T>];
-        load_sum<X, T>(sums, row, v, sum);
-        unpack<T>(args.residual.load(row, v), values);
-#pragma unroll
-        for (int e = 0; e < kPerVector<T>; ++e) values[e] += sum[e];
-        const uint4 bits = pack<T>(values);
-        args.residual.store(row, v, bits);
-        unpack<T>(bits, values);
-#pragma unroll
-        for (int e = 0; e < kPerVector<T>; ++e)
-            if (v * kPerVector<T> + e < d) squares += values[e] * values[e];
-    }
-    const float scale = rsqrtf(sum_over_block(squares, warps) / static_cast<float>(d) + args.eps);
-    for (int v = threadIdx.x; v < vectors;
-         v += blockDim.x) {  // the same thread as above wrote what is read here
-        float values[kPerVector<T>];
-        unpack<T>(args.residual.load(row, v), values);
-#pragma unroll
-        for (int e = 0; e < kPerVector<T>; ++e)
-            values[e] =
-                v * kPerVector<T> + e < d ? values[e] * scale * args.weight[v * kPerVector<T> + e] : 0;
-        args.out.store(row, v, pack<T>(values));
-    }
-}
-
-template <typename X, typename T, bool kTwoShot>
 __global__ void __launch_bounds__(kNormThreads, 1)
     all_reduce_add_rms_norm(const AllReduceNormArgs<X, T> args) {
     FS_DYN_SMEM(NormShared, shared);
@@ -121,8 +74,13 @@ __global__ void __launch_bounds__(kNormThreads, 1)
         push_to_all(args.sum, call, items_of_block<true>(0, num_vectors<X>(args.sum.x.d), args.sum.rows));
         if (!meet(args.sum, call, kScatter, shared->lost)) return;
     }
-    for (int row = rows.first; row < rows.last; ++row)
-        add_and_normalise<X, T, kTwoShot>(args, call, row, shared->warps);
+    const Sums<X, kTwoShot> sums = {args.sum, call};
+    for (int row = rows.first; row < rows.last; ++row) {
+        const auto load = [&](int vector, float(&sum)[kPerVector<T>]) {
+            load_sum<X, T>(sums, row, vector, sum);
+        };
+        add_and_normalise<T>(args.norm, row, load, shared->squares);
+    }
     end_call(args.sum, call);
 }
 

@@ -8,6 +8,11 @@ namespace fastserve::cuda {
 template <typename T>
 constexpr int kPerVector = 16 / static_cast<int>(sizeof(T));
 
+template <typename T>
+__host__ __device__ __forceinline__ int num_vectors(int columns) {
+    return (columns + kPerVector<T> - 1) / kPerVector<T>;
+}
+
 __device__ __forceinline__ float to_float(float x) {
     return x;
 }

@@ -37,8 +37,18 @@ struct AllReduceCall {
 };
 void all_reduce(const Exchange& exchange, const AllReduceCall& call, Stream stream);
 
-// residual += the ranks' sum of x; out = residual / rms(residual) * weight. x is of type `x_type`: as
-// residual and out, or f32.
+// residual += x; out = residual / rms(residual) * weight. out may be x. type: bf16, f16 or f32.
+struct AddNormCall {
+    Matrix x, residual, out;
+    const float* weight;  // [d]
+    float eps;
+    int32_t rows, d;
+    DataType type;
+};
+void add_rms_norm(const AddNormCall& call, Stream stream);
+
+// residual += the ranks' sum of x; out = residual / rms(residual) * weight: the bits of all_reduce, then
+// add_rms_norm. x is of type `x_type`: as residual and out, or f32.
 struct AllReduceNormCall {
     Matrix x, residual, out;
     const float* weight;  // [d]

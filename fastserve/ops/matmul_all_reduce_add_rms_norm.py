@@ -7,8 +7,7 @@ from torch import Tensor
 
 from fastserve.ops import arguments, registry
 from fastserve.ops.add_rms_norm import reference as reference_norm
-from fastserve.ops.all_reduce_add_rms_norm import norm_on_device
-from fastserve.ops.backend import has_triton
+from fastserve.ops.all_reduce_add_rms_norm import norm_of_sum, norm_on_device
 from fastserve.ops.group import Group, Sized, group_of, handle_of
 from fastserve.ops.matmul import check_operands
 from fastserve.ops.matmul_all_reduce import multiply_and_sum, multiply_on_device, packed
@@ -30,8 +29,8 @@ def matmul_all_reduce_add_rms_norm(  # noqa: PLR0917 (the order of the two ops i
 ) -> Tensor:
     """residual += sum over ranks of x w^T; return residual / sqrt(mean(residual^2) + eps) * norm_weight.
 
-    The bits of matmul_all_reduce, then add_rms_norm: a rank adds what it receives to its residual, tile by tile, and
-    normalises rows while they are in the caches.
+    The bits of matmul_all_reduce, then add_rms_norm (of the backend cuda on GPUs that write to each other): a rank
+    adds what it receives to its residual, tile by tile, and normalises rows while they are in the caches.
     x           [M, K_rank] as in matmul: this rank's columns; M the same on every rank
     w           [N, K_rank] as in matmul_all_reduce
     group       the ranks that all make this call; None: alone
@@ -123,15 +122,13 @@ def _cuda(  # noqa: PLR0917 (the schema's order)
     norm_weight: Tensor,
     eps: float,
 ) -> Tensor:
-    out = _allocate(x, w, type, n, k, exchange, residual, norm_weight, eps)
-    if x.shape[0] > MAX_SEPARATE_ROWS and has_triton():
-        product = registry.implementation("matmul_all_reduce", "cuda")(x, w, type, n, k, exchange)
-        out.copy_(registry.implementation("add_rms_norm", "triton")(product, residual, norm_weight, eps))
-    else:
-        partial = x.new_empty(out.shape)
-        multiply_on_device(x, w, type, n, k, partial)
-        norm_on_device(partial, exchange, residual, norm_weight, eps, out)
-    return out
+    _check(x, w, type, n, k, residual, norm_weight)
+    if x.shape[0] > MAX_SEPARATE_ROWS:
+        total = registry.implementation("matmul_all_reduce", "cuda")(x, w, type, n, k, exchange)
+        return norm_of_sum(total, exchange, residual, norm_weight, eps)
+    partial = x.new_empty((x.shape[0], n))
+    multiply_on_device(x, w, type, n, k, partial)
+    return norm_on_device(partial, exchange, residual, norm_weight, eps)
 
 
 def _triton(  # noqa: PLR0917 (the schema's order)

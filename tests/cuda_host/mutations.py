@@ -86,7 +86,7 @@ MUTATIONS = [
     ),
     *_of(
         "test_all_reduce_add_rms_norm",
-        "all_reduce_add_rms_norm.cuh",
+        "add_rms_norm.cuh",
         (
             "the sums of warps are read before all are there",
             "= value;\n    __syncthreads();",
@@ -97,6 +97,10 @@ MUTATIONS = [
             "    __syncthreads();  // the last call's sums have been read\n",
             "",
         ),
+    ),
+    *_of(
+        "test_all_reduce_add_rms_norm",
+        "all_reduce_add_rms_norm.cuh",
         ("a row is split between blocks", "two_shot<X, true>", "two_shot<X, false>"),
     ),
     *_of(

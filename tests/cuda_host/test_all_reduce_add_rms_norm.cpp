@@ -2,26 +2,20 @@
 // norm in turn.
 #include "cuda/all_reduce_add_rms_norm.cuh"
 
-#include <cmath>
 #include <cstdio>
 
 #include "check.h"
 #include "devices.h"
 #include "emulator.h"
+#include "norm_case.h"
 
 namespace fastserve::cuda {
 
 namespace {
 
-constexpr float kEps = 1e-5f;
-
 struct Case {
     int ranks, rows, d, blocks;
 };
-
-float weight(int column) {
-    return 0.5f + noise(9, 9, 9, column);
-}
 
 // Several calls on one residual, each checked in place: the residual bit by bit, the output within a
 // rounding.
@@ -33,8 +27,7 @@ void check_case(const Case& c, int num_calls, uint64_t seed) {
     const auto part = [](int call, int rank, int row, int column) {
         return rounded<X>(noise(call, rank, row, column));
     };
-    const Memory weights(c.d * sizeof(float));
-    for (int column = 0; column < c.d; ++column) weights.as<float>()[column] = weight(column);
+    const Memory weights = norm_weights(c.d);
     devices.run([&](int rank) {
         const Values<T> residual(c.rows, c.d), out(c.rows, c.d, 8);
         residual.fill([](int row, int column) { return noise(7, 7, row, column); });
@@ -48,10 +41,7 @@ void check_case(const Case& c, int num_calls, uint64_t seed) {
                 return to_float(residual.at(row, column)) + rounded<T>(rounded<X>(sum));
             });
             const AllReduceNormArgs<X, T> args = {{devices.peers(rank), x.rows(), {}, c.rows, half},
-                                                  residual.rows(),
-                                                  out.rows(),
-                                                  weights.as<float>(),
-                                                  kEps};
+                                                  {residual.rows(), out.rows(), weights.as<float>(), kEps}};
             const cuda_host::Launch shape = {c.blocks,
                                              32,
                                              sizeof(NormShared),
@@ -59,21 +49,7 @@ void check_case(const Case& c, int num_calls, uint64_t seed) {
                                              seed * 1000 + call * 10 + rank,
                                              "all_reduce_add_rms_norm"};
             cuda_host::launch(shape, [&] { all_reduce_add_rms_norm<X, T, kTwoShot>(args); });
-            int num_wrong = 0;
-            for (int row = 0; row < c.rows; ++row) {
-                double squares = 0;
-                for (int column = 0; column < c.d; ++column)
-                    squares += std::pow(to_float(wanted.at(row, column)), 2);
-                const double scale = 1 / std::sqrt(squares / c.d + kEps);
-                for (int column = 0; column < c.d; ++column) {
-                    const float r = to_float(wanted.at(row, column));
-                    const double exact = r * scale * weight(column);
-                    const double tolerance = std::abs(exact) * (sizeof(T) == 4 ? 1e-5 : 0x1p-8) + 1e-6;
-                    num_wrong += to_float(residual.at(row, column)) != r;
-                    num_wrong += !(std::abs(to_float(out.at(row, column)) - exact) <= tolerance);
-                }
-            }
-            CHECK(num_wrong == 0);
+            CHECK(num_wrong_in_norm(wanted, residual, out, c.rows, c.d) == 0);
         }
     });
 }

@@ -21,24 +21,27 @@ MAX_REGISTERS = {
     "all_reduce_two_shot": 128,
     "all_reduce_ring": 64,
     "all_reduce_add_rms_norm": 128,
+    "add_rms_norm": 64,
     "matmul": 232,
     "matmul_all_reduce_ring": 232,
     "matmul_all_reduce_one_shot": 160,
     "matmul_all_reduce_two_shot": 255,
     "swap_blocks": 64,
 }
-PUSHES = (r"LDG\.E\.128", r"STG\.E\.128", r"LDG?\.E\.STRONG\.SYS", r"STG?\.E\.STRONG\.SYS")
+VECTORS = (r"LDG\.E\.128", r"STG\.E\.128")
+PUSHES = (*VECTORS, r"LDG?\.E\.STRONG\.SYS", r"STG?\.E\.STRONG\.SYS")
 TENSOR = (r"HMMA\.16816\.F32", r"LDSM\.16\.M88\.4", r"LDGSTS\.E\.BYPASS\.128", r"STG\.E\.128")
 INSTRUCTIONS = {
     "all_reduce_one_shot": PUSHES,
     "all_reduce_two_shot": PUSHES,
     "all_reduce_ring": PUSHES,
     "all_reduce_add_rms_norm": PUSHES,
+    "add_rms_norm": VECTORS,
     "matmul": TENSOR,
     "matmul_all_reduce_ring": (*TENSOR, *PUSHES),
     "matmul_all_reduce_one_shot": (*TENSOR, *PUSHES),
     "matmul_all_reduce_two_shot": (*TENSOR, *PUSHES),
-    "swap_blocks": (r"LDG\.E\.128", r"STG\.E\.128"),
+    "swap_blocks": VECTORS,
 }
 
 

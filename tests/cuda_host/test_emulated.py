@@ -13,6 +13,7 @@ from .host_build import ROOT, build, run
 from .mutations import MUTATIONS, Mutation
 
 KERNELS = (
+    "test_add_rms_norm",
     "test_all_reduce",
     "test_all_reduce_add_rms_norm",
     "test_matmul",

@@ -14,8 +14,11 @@ from torch import Tensor
 
 import fastserve.ops
 from fastserve import _C
+from fastserve.kernels import add_rms_norm as triton_norm
 from fastserve.ops import backend, device_call, registry, triton_peers, weight_rows
 from fastserve.ops.group import handle_of
+from fastserve.ops.matmul_all_reduce_add_rms_norm import MAX_SEPARATE_ROWS
+from fastserve.ops.packed_weight import WeightType
 
 STREAM = 7
 F32, F16, BF16 = (_C.DATA_TYPES.index(type) for type in ("f32", "f16", "bf16"))
@@ -109,6 +112,14 @@ def test_alone_nothing_is_summed(cuda: Recorder) -> None:
     assert cuda.calls == []
 
 
+def test_add_rms_norm(cuda: Recorder) -> None:
+    x, residual, weight = bf16(3, 72)[:, :64], bf16(3, 64), torch.ones(64)
+    out = run("add_rms_norm", x, residual, weight, 1e-5)
+    args = (*rows(x), *rows(residual), weight.data_ptr(), 1e-5, *rows(out), 3, 64, BF16, STREAM)
+    assert cuda.calls == [("add_rms_norm", args)]
+    assert out.data_ptr() != x.data_ptr()
+
+
 def test_all_reduce_add_rms_norm_takes_fp32_sums(cuda: Recorder, buffer: Buffer) -> None:
     x, residual, weight = torch.ones(3, 64), bf16(3, 64), torch.ones(64)
     out = run("all_reduce_add_rms_norm", x, handle_of(buffer), residual, weight, 1e-5)
@@ -133,29 +144,40 @@ def test_the_product_of_a_quantised_weight_is_rounded_then_summed_as_in_the_fuse
     torch.testing.assert_close(out, torch.full((3, 20), 64.0, dtype=torch.float16), rtol=2e-3, atol=0)
 
 
+FEW, MANY = MAX_SEPARATE_ROWS, MAX_SEPARATE_ROWS + 1
+
+
+def multiply_sum_and_normalise(num_rows: int, handle: int, type: WeightType) -> tuple[Tensor, Tensor]:
+    """(out, residual)"""
+    x, norm_weight = torch.ones(num_rows, 64, dtype=torch.float16), torch.ones(32)
+    w = fastserve.ops.pack(torch.ones(32, 64, dtype=torch.float16), type)
+    residual = torch.zeros(num_rows, 32, dtype=torch.float16)
+    product = (x, w.data, w.type, w.n, w.k, handle)
+    return run("matmul_all_reduce_add_rms_norm", *product, residual, norm_weight, 1e-5), residual
+
+
 @pytest.mark.parametrize(
-    ("num_rows", "calls"),
-    [(64, ["all_reduce_add_rms_norm"]), (65, ["matmul_all_reduce"])],
+    ("num_rows", "type", "calls"),
+    [
+        (FEW, "f16", ["all_reduce_add_rms_norm"]),
+        (FEW, "q8", ["all_reduce_add_rms_norm"]),
+        (MANY, "f16", ["matmul_all_reduce", "add_rms_norm"]),
+        (MANY, "q8", ["all_reduce", "add_rms_norm"]),
+    ],
 )
 def test_few_rows_take_the_norm_along_with_their_sum(
-    cuda: Recorder, buffer: Buffer, num_rows: int, calls: list[str]
+    cuda: Recorder, buffer: Buffer, num_rows: int, type: WeightType, calls: list[str]
 ) -> None:
-    x = torch.ones(num_rows, 64, dtype=torch.float16)
-    w = fastserve.ops.pack(torch.ones(32, 64, dtype=torch.float16), "f16")
-    residual, weight = torch.zeros(num_rows, 32, dtype=torch.float16), torch.ones(32)
-    run(
-        "matmul_all_reduce_add_rms_norm",
-        x,
-        w.data,
-        w.type,
-        w.n,
-        w.k,
-        handle_of(buffer),
-        residual,
-        weight,
-        1e-5,
-    )
+    multiply_sum_and_normalise(num_rows, handle_of(buffer), type)
     assert [name for name, _ in cuda.calls] == calls
+
+
+def test_the_norm_behind_a_sum_is_written_over_it(cuda: Recorder, buffer: Buffer) -> None:
+    out, residual = multiply_sum_and_normalise(MANY, handle_of(buffer), "f16")
+    (_, summed), (_, normed) = cuda.calls
+    assert rows(out) == summed[5:7]
+    assert normed[:4] == (*rows(out), *rows(residual))
+    assert normed[5:] == (1e-5, *rows(out), MANY, 32, F16, STREAM)
 
 
 def test_tritons_sums_go_through_an_area_of_the_exchange_buffer(
@@ -243,3 +265,21 @@ def test_sums_of_gpus_that_do_not_reach_each_other_are_not_our_kernels(
     run("all_reduce", summed, handle)
     torch.testing.assert_close(summed, product + 1)
     assert cuda.calls == []
+
+
+@pytest.mark.parametrize(("group", "backend"), [(Buffer(), "cuda"), (Mover(), "triton"), (None, "triton")])
+def test_whose_norm_a_row_gets_does_not_depend_on_how_many_rows_are_beside_it(
+    cuda: Recorder, monkeypatch: pytest.MonkeyPatch, group: Any, backend: str
+) -> None:
+    by_triton = []
+    kernel = triton_norm.add_rms_norm
+
+    def record(*args: Any, **options: Any) -> None:
+        by_triton.append("triton")
+        kernel(*args, **options)
+
+    monkeypatch.setattr(triton_norm, "add_rms_norm", record)
+    for num_rows in (1, FEW, MANY):
+        multiply_sum_and_normalise(num_rows, 0 if group is None else handle_of(group), "f16")
+    by_cuda = ["cuda" for name, _ in cuda.calls if name.endswith("add_rms_norm")]
+    assert by_cuda + by_triton == [backend] * 3

@@ -21,6 +21,7 @@ MUTATES = {
     "swap": ("target",),
 }
 IN_CUDA = {
+    "add_rms_norm",
     "matmul",
     "all_reduce",
     "all_reduce_add_rms_norm",

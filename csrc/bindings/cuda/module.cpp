@@ -96,6 +96,13 @@ PYBIND11_MODULE(_cuda, m) {
                    {matrix_at(x, ldx), matrix_at(out, ldo), rows, d, static_cast<DataType>(type)},
                    stream_at(stream));
     });
+    m.def("add_rms_norm",
+          [](uintptr_t x, int64_t ldx, uintptr_t residual, int64_t ldr, uintptr_t weight, float eps,
+             uintptr_t out, int64_t ldo, int32_t rows, int32_t d, int32_t type, uintptr_t stream) {
+              add_rms_norm({matrix_at(x, ldx), matrix_at(residual, ldr), matrix_at(out, ldo),
+                            pointer_at<float>(weight), eps, rows, d, static_cast<DataType>(type)},
+                           stream_at(stream));
+          });
     m.def("all_reduce_add_rms_norm",
           [](const ExchangeBuffer& buffer, uintptr_t x, int64_t ldx, uintptr_t residual, int64_t ldr,
              uintptr_t weight, float eps, uintptr_t out, int64_t ldo, int32_t rows, int32_t d, int32_t x_type,
