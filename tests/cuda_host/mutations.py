@@ -104,6 +104,16 @@ MUTATIONS = [
         ("a row is split between blocks", "two_shot<X, true>", "two_shot<X, false>"),
     ),
     *_of(
+        "test_add_rms_norm",
+        "all_reduce_add_rms_norm.cuh",
+        ("a sum is added before it is rounded", "    unpack<T>(pack<T>(sum), sum);\n", ""),
+    ),
+    *_of(
+        "test_add_rms_norm",
+        "add_rms_norm.cuh",
+        ("what is normalised is not what is stored", "        unpack<T>(bits, values);\n", ""),
+    ),
+    *_of(
         "test_matmul",
         "tile.cuh",
         (

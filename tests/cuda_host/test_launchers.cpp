@@ -1,6 +1,7 @@
 // The ops as the host calls them, on emulated devices: every strategy and tile that the launchers choose
 // among, one call after another on the same exchange buffers.
 #include "check.h"
+#include "cuda/add_rms_norm.cu"
 #include "cuda/all_reduce.cu"
 #include "cuda/all_reduce_add_rms_norm.cu"
 #include "cuda/matmul.cu"
@@ -61,13 +62,13 @@ void check_all_reduce(Ranks& ranks, int rows, int d, uint64_t seed) {
     CHECK(num_wrong == 0);
 }
 
-// More rows than the slots hold at once.
+// With more rows than the slots hold at once, too. The norm behind the sum gives the same bits.
 void check_norm(Ranks& ranks, int rows, int d, uint64_t seed) {
-    std::vector<Values<__half>> x, residual, out;
+    std::vector<Values<__half>> x, residual, out, in_turn;
     for (int rank = 0; rank < kRanks; ++rank) {
-        for (auto* values : {&x, &residual, &out}) values->emplace_back(rows, d);
+        for (auto* values : {&x, &residual, &out, &in_turn}) values->emplace_back(rows, d);
         x[rank].fill([&](int row, int) { return rank + row % 2; });
-        residual[rank].fill([](int, int) { return 1; });
+        for (auto* values : {&residual, &in_turn}) (*values)[rank].fill([](int, int) { return 1; });
     }
     const Memory weight(d * sizeof(float));
     for (int column = 0; column < d; ++column) weight.as<float>()[column] = 2;
@@ -77,14 +78,23 @@ void check_norm(Ranks& ranks, int rows, int d, uint64_t seed) {
             {matrix_of(x[rank].rows()), matrix_of(residual[rank].rows()), matrix_of(out[rank].rows()),
              weight.as<float>(), 0, rows, d, DataType::f16, DataType::f16},
             stream_of(seed + rank));
+        const Matrix sum = matrix_of(x[rank].rows());
+        all_reduce(ranks.exchange(rank), {sum, sum, rows, d, DataType::f16}, stream_of(seed + rank));
+        add_rms_norm(
+            {sum, matrix_of(in_turn[rank].rows()), sum, weight.as<float>(), 0, rows, d, DataType::f16},
+            stream_of(seed + rank));
     });
     int num_wrong = 0;
-    for (int rank = 0; rank < kRanks; ++rank)
+    for (int rank = 0; rank < kRanks; ++rank) {
+        const size_t bytes = sizeof(__half) * rows * d;
+        CHECK(std::memcmp(&x[rank].at(0, 0), &out[rank].at(0, 0), bytes) == 0);
+        CHECK(std::memcmp(&in_turn[rank].at(0, 0), &residual[rank].at(0, 0), bytes) == 0);
         for (int row = 0; row < rows; ++row)
             for (int column = 0; column < d; ++column) {
                 num_wrong += to_float(residual[rank].at(row, column)) != 4 + row % 2 * 3;
                 num_wrong += std::abs(to_float(out[rank].at(row, column)) - 2) > 0.002f;
             }
+    }
     CHECK(num_wrong == 0);
 }
 
@@ -200,6 +210,8 @@ void check_refusals(const Ranks& ranks) {
     CHECK_THROWS(all_reduce(ranks.exchange(0), {good, good, 1, 8, DataType::s32}, nullptr),
                  std::invalid_argument);
     CHECK_THROWS(all_reduce(ranks.exchange(0), {good, good, 1 << 16, 1 << 16, DataType::f32}, nullptr),
+                 std::invalid_argument);
+    CHECK_THROWS(add_rms_norm({good, good, good, nullptr, 0, 1, 8, DataType::s32}, nullptr),
                  std::invalid_argument);
     CHECK_THROWS(swap({memory.get(), memory.get(), nullptr, nullptr, 1, 24}, nullptr), std::invalid_argument);
 }
