@@ -14,7 +14,6 @@ from torch import Tensor
 
 import fastserve.ops
 from fastserve import _C
-from fastserve.kernels import add_rms_norm as triton_norm
 from fastserve.ops import backend, device_call, registry, triton_peers, weight_rows
 from fastserve.ops.group import handle_of
 from fastserve.ops.matmul_all_reduce_add_rms_norm import MAX_SEPARATE_ROWS
@@ -271,14 +270,10 @@ def test_sums_of_gpus_that_do_not_reach_each_other_are_not_our_kernels(
 def test_whose_norm_a_row_gets_does_not_depend_on_how_many_rows_are_beside_it(
     cuda: Recorder, monkeypatch: pytest.MonkeyPatch, group: Any, backend: str
 ) -> None:
-    by_triton = []
-    kernel = triton_norm.add_rms_norm
-
-    def record(*args: Any, **options: Any) -> None:
-        by_triton.append("triton")
-        kernel(*args, **options)
-
-    monkeypatch.setattr(triton_norm, "add_rms_norm", record)
+    by_triton: list[str] = []
+    monkeypatch.setattr(
+        "fastserve.kernels.add_rms_norm.add_rms_norm", lambda *args, **options: by_triton.append("triton")
+    )
     for num_rows in (1, FEW, MANY):
         multiply_sum_and_normalise(num_rows, 0 if group is None else handle_of(group), "f16")
     by_cuda = ["cuda" for name, _ in cuda.calls if name.endswith("add_rms_norm")]
