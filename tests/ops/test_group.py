@@ -9,7 +9,7 @@ from fastserve import _C
 from fastserve.distributed.group import Group
 from fastserve.errors import BackendError
 from fastserve.ops import backend, registry
-from fastserve.ops.group import device_buffer_of, group_of, handle_of, host_reducer_of
+from fastserve.ops.group import device_exchange_of, group_of, handle_of, host_reducer_of
 
 
 def rank_0_of_2(*, spans_hosts: bool = False) -> Group:
@@ -35,7 +35,7 @@ def test_tiles_go_through_memory_within_a_host_and_rows_between_hosts() -> None:
 
 def test_alone_there_is_no_exchange() -> None:
     handle = handle_of(None)
-    assert group_of(handle) is host_reducer_of(handle) is device_buffer_of(handle) is None
+    assert group_of(handle) is host_reducer_of(handle) is device_exchange_of(handle) is None
 
 
 def test_a_gpus_collective_without_the_cuda_ops_says_how_to_get_them(monkeypatch: pytest.MonkeyPatch) -> None:
