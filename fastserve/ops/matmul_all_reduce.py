@@ -91,15 +91,13 @@ def _reference(x: Tensor, w: Tensor, type: str, n: int, k: int, exchange: int) -
 
 def _cuda(x: Tensor, w: Tensor, type: str, n: int, k: int, exchange: int) -> Tensor:  # noqa: PLR0917 (the schema's order)
     out = allocate(x, w, type, n, k)
-    through = device_exchange_of(exchange)
-    if through is None or moves_by_itself(through) or type not in ("bf16", "f16"):
-        multiply_on_device(
-            x, w, type, n, k, out
-        )  # where there is no fused kernel, which has the bits of these two
-        sum_on_device(out, exchange)
-    else:
+    if is_fused(exchange, type):
+        through = device_exchange_of(exchange)
         call = device_call.product(device_call.aligned_rows(x), weight_rows.parts(w, type, n, k).values, out)
         device_call.cuda().matmul_all_reduce(through, *call, device_call.stream_of(x))
+    else:
+        multiply_part(x, w, type, n, k, exchange, out)
+        sum_on_device(out, exchange)
     return out
 
 
@@ -118,9 +116,18 @@ def _triton(x: Tensor, w: Tensor, type: str, n: int, k: int, exchange: int) -> T
     return out
 
 
-def multiply_on_device(x: Tensor, w: Tensor, type: str, n: int, k: int, out: Tensor) -> None:  # noqa: PLR0917 (the schema's order)
-    """Into `out`, of x's dtype or fp32, by what there is."""
-    multiply = multiply_by_triton if has_triton() else multiply_by_cuda
+def is_fused(exchange: int, type: str) -> bool:
+    """Whether the group's GPUs have the fused kernel for such a weight."""
+    through = device_exchange_of(exchange)
+    return through is not None and not moves_by_itself(through) and type in ("bf16", "f16")
+
+
+def multiply_part(  # noqa: PLR0917 (the schema's order)
+    x: Tensor, w: Tensor, type: str, n: int, k: int, exchange: int, out: Tensor
+) -> None:
+    """This rank's part into `out`: by the main loop of the fused kernel where there is one, else by Triton. A product by
+    other instructions has other bits, and how many rows a step has must not decide about them."""
+    multiply = multiply_by_cuda if is_fused(exchange, type) or not has_triton() else multiply_by_triton
     multiply(x, w, type, n, k, None, "none", out)
 
 

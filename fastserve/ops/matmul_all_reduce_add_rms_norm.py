@@ -10,7 +10,7 @@ from fastserve.ops.add_rms_norm import reference as reference_norm
 from fastserve.ops.all_reduce_add_rms_norm import norm_of_sum, norm_on_device
 from fastserve.ops.group import Group, Sized, group_of, handle_of
 from fastserve.ops.matmul import check_operands
-from fastserve.ops.matmul_all_reduce import multiply_and_sum, multiply_on_device, packed
+from fastserve.ops.matmul_all_reduce import multiply_and_sum, multiply_part, packed
 from fastserve.ops.matmul_all_reduce import reference as reference_product
 from fastserve.ops.packed_weight import PackedWeight
 
@@ -127,7 +127,7 @@ def _cuda(  # noqa: PLR0917 (the schema's order)
         total = registry.implementation("matmul_all_reduce", "cuda")(x, w, type, n, k, exchange)
         return norm_of_sum(total, exchange, residual, norm_weight, eps)
     partial = x.new_empty((x.shape[0], n))
-    multiply_on_device(x, w, type, n, k, partial)
+    multiply_part(x, w, type, n, k, exchange, partial)
     return norm_on_device(partial, exchange, residual, norm_weight, eps)
 
 
