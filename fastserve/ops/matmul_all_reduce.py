@@ -125,8 +125,10 @@ def is_fused(exchange: int, type: str) -> bool:
 def multiply_part(  # noqa: PLR0917 (the schema's order)
     x: Tensor, w: Tensor, type: str, n: int, k: int, exchange: int, out: Tensor
 ) -> None:
-    """This rank's part into `out`: by the main loop of the fused kernel where there is one, else by Triton. A product by
-    other instructions has other bits, and how many rows a step has must not decide about them."""
+    """This rank's part into `out`: by the main loop of the fused kernel where there is one, else by Triton.
+
+    A product by other instructions has other bits, and how many rows a step has must not decide about them.
+    """
     multiply = multiply_by_cuda if is_fused(exchange, type) or not has_triton() else multiply_by_triton
     multiply(x, w, type, n, k, None, "none", out)
 

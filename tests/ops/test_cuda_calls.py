@@ -158,7 +158,7 @@ def multiply_sum_and_normalise(num_rows: int, handle: int, type: WeightType) -> 
 @pytest.mark.parametrize(
     ("num_rows", "type", "calls"),
     [
-        (FEW, "f16", ["all_reduce_add_rms_norm"]),
+        (FEW, "f16", ["matmul", "all_reduce_add_rms_norm"]),  # the product of the fused kernel
         (FEW, "q8", ["all_reduce_add_rms_norm"]),
         (MANY, "f16", ["matmul_all_reduce", "add_rms_norm"]),
         (MANY, "q8", ["all_reduce", "add_rms_norm"]),
