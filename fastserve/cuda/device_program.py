@@ -30,9 +30,7 @@ from fastserve.models.llama import LlamaInputs, LlamaWeights, Shard, forward
 from fastserve.ops.group import Group
 
 KV_DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
-STEP_TIMEOUT_S = (
-    60.0  # a step that takes longer is a GPU that hangs: from then on its rank shows no sign of life
-)
+STEP_TIMEOUT_S = 60.0  # a longer step is that of a GPU that hangs: its rank shows no sign of life any more
 LEAVE_TIMEOUT_S = 2.0  # our kernels end in microseconds once the epoch is raised; NCCL's wait on
 SPINNING_LOOKS = 200  # at an event, about 1 us each: most decode steps end within them
 SLEEP_S = 50e-6
