@@ -89,7 +89,7 @@ def gpu() -> str:
 
 def cuda_kernels() -> str:
     if find_spec("fastserve._cuda") is None:
-        return "not built: this version has CPU kernels only"
+        return "not built: there was no nvcc when fastserve was installed"
     try:
         import_module("fastserve._cuda")
     except ImportError as error:
