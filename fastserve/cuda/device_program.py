@@ -136,9 +136,12 @@ class DeviceProgram:
     def _run_rows(self) -> tuple[list[int], list[Report]]:
         num_rows, num_samples = self._padded()
         self._buffers.load(num_rows, num_samples)
-        rows = self._buffers.rows(num_rows, num_samples)
         captured = self._captured.get(num_rows) if num_rows == num_samples else None
-        logits = self._logits(rows) if captured is None else replayed(captured.logits)
+        if captured is None:
+            rows = self._buffers.rows(num_rows, num_samples)
+            logits = self._logits(rows)
+        else:
+            logits = replayed(captured.logits)
         wanted = [Wanted(*entry) for entry in self.slots.reports()]
         logprobs = own_logprobs(logits, wanted)
         apply_edits(self.slots, logits)

@@ -9,19 +9,15 @@ import torch
 from torch import Tensor
 
 from fastserve import _C
+from fastserve.distributed.shard_loader import fused_weights
 from fastserve.models.llama import LayerWeights, LlamaWeights
 from fastserve.models.names import EMBEDDING
 from fastserve.ops import FileRows, PackedWeight, pack
 from fastserve.ops.backend import lays_rows
 from fastserve.ops.file_rows import file_type
-from fastserve.ops.packed_weight import WeightType, rows_of_panels, unpack_panels
+from fastserve.ops.packed_weight import PLAIN_TYPES, WeightType, rows_of_panels, unpack_panels
+from fastserve.ops.weight_rows import PLAIN
 from fastserve.program.recorder import EmbeddingTable, FusedWeight
-
-_PLAIN: dict[WeightType, torch.dtype] = {
-    "f32": torch.float32,
-    "f16": torch.float16,
-    "bf16": torch.bfloat16,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,17 +33,10 @@ def choose_activation_dtype(
     """fp32 on CPUs and where a weight is fp32, fp16 where the plain ones all are, else bf16."""
     if not lays_rows(device):
         return torch.float32
-    plain = {part.type for weight in fused_weights(weights) for part in weight.parts if part.type in _PLAIN}
+    plain = {part.type for weight in fused_weights(weights) for part in weight.parts if part.type in PLAIN}
     if "f32" in plain:
         return torch.float32
     return torch.float16 if plain == {"f16"} else torch.bfloat16
-
-
-def fused_weights(weights: LlamaWeights[FusedWeight, list[float]]) -> list[FusedWeight]:
-    fused = [weights.logits]
-    for layer in weights.layers:
-        fused += [layer.qkv, layer.attention_out, layer.gate_up, layer.down]
-    return fused
 
 
 def load_on_device(
@@ -94,11 +83,11 @@ def _to_device(packed: _C.PackedWeight, device: torch.device, dtype: torch.dtype
     weight_type: WeightType = packed.type  # type: ignore[assignment]
     if not lays_rows(device):
         return PackedWeight(panels.clone(), weight_type, packed.n, packed.k)
-    if _PLAIN.get(weight_type, dtype) == dtype:
+    if PLAIN.get(weight_type, dtype) == dtype:
         rows = rows_of_panels(panels, weight_type, packed.n, packed.k)
         return PackedWeight(rows.to(device), weight_type, packed.n, packed.k)
     values = unpack_panels(panels, weight_type, packed.n, packed.k)
-    return pack(values.to(device, dtype), next(name for name, plain in _PLAIN.items() if plain == dtype))
+    return pack(values.to(device, dtype), PLAIN_TYPES[dtype])
 
 
 def _embedding(

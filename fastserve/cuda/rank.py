@@ -24,20 +24,18 @@ POLL_MS = 250  # an idle rank beats this often; a step wakes it at once
 RESULT_TIMEOUT_MS = 5000  # the engine reads results or is gone
 
 
-class CudaRank(Rank):
+class CudaRank(Rank[DeviceModel]):
     def __init__(self, channel: socket.socket, runtime_of: Callable[[int], Runtime] = CudaRuntime) -> None:
         super().__init__(channel)
         self._runtime_of = runtime_of
         self._runtime: Runtime | None = None
-        self._path = ""
-        self._model: DeviceModel | None = None
 
     def serve(self, start: StartRank, region: _C.SharedRegion) -> str:
         assert start.gpu is not None
         exchange = _C.Exchange(region, start.rank)
         runtime = self._runtime = self._runtime or self._runtime_of(start.gpu)
         try:
-            model = self._load(start, runtime)
+            model = self._weights(start)
             group = self._group_of(start, exchange)
             program = DeviceProgram(runtime, model, start.settings, exchange=exchange, group=group)
             program.prepare()
@@ -55,19 +53,13 @@ class CudaRank(Rank):
     def _group_of(self, start: StartRank, exchange: _C.Exchange) -> RankGroup | None:
         return RankGroup(exchange) if start.num_ranks > 1 else None
 
-    def _load(self, start: StartRank, runtime: Runtime) -> DeviceModel:
-        """The weights stay where the shard stays the same."""
-        model = self._model
-        if model is not None and (self._path, model.shard) == (start.path, start.shard):
-            return model
-        self._model = model = None  # two shards at once may not fit
-        self._path = start.path
+    def _load(self, start: StartRank) -> DeviceModel:
+        assert self._runtime is not None
         loaded = load_shard(open_model(start.path), start.shard, num_threads=len(start.cores))
-        device = runtime.device
+        device = self._runtime.device
         dtype = choose_activation_dtype(loaded.weights, device)
         weights = load_on_device(loaded.weights, loaded.model.file, device, dtype)
-        self._model = DeviceModel(loaded.model.config, start.shard, weights, loaded.packed_bytes)
-        return self._model
+        return DeviceModel(loaded.model.config, start.shard, weights, loaded.packed_bytes)
 
 
 def _run_steps(

@@ -14,7 +14,7 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from queue import SimpleQueue
-from typing import NoReturn
+from typing import Any, Generic, NoReturn, TypeVar
 
 from fastserve import _C
 from fastserve.distributed.control import (
@@ -29,6 +29,7 @@ from fastserve.distributed.mailboxes import open_mailboxes
 from fastserve.distributed.planned_faults import commit_planned
 from fastserve.distributed.rank_program import LoadedShard, load_shard, open_model, record_program
 from fastserve.errors import FastServeError
+from fastserve.models.llama import Shard
 
 
 class Orders:
@@ -53,11 +54,16 @@ class Orders:
             os._exit(1)
 
 
-class Rank(ABC):
-    """What a process makes of one StartRank after the other."""
+Loaded = TypeVar("Loaded")
+
+
+class Rank(ABC, Generic[Loaded]):
+    """What a process makes of one StartRank after the other. Its weights stay where its shard stays the same."""
 
     def __init__(self, channel: socket.socket) -> None:
         self._channel = channel
+        self._loaded: Loaded | None = None
+        self._loaded_of: tuple[str, Shard] | None = None
 
     @abstractmethod
     def serve(self, start: StartRank, region: _C.SharedRegion) -> str:
@@ -66,18 +72,23 @@ class Rank(ABC):
         Raises FastServeError, ValueError, OSError or RuntimeError where it cannot.
         """
 
+    @abstractmethod
+    def _load(self, start: StartRank) -> Loaded: ...
+
+    def _weights(self, start: StartRank) -> Loaded:
+        of = (start.path, start.shard)
+        if self._loaded is None or self._loaded_of != of:
+            self._loaded = None  # two shards at once may not fit
+            self._loaded, self._loaded_of = self._load(start), of
+        return self._loaded
+
     def _say_ready(self, num_bytes: int) -> None:
         """num_bytes: of packed weights."""
         send(self._channel, RankReady(packed_bytes=num_bytes))
 
 
-class CpuRank(Rank):
+class CpuRank(Rank[LoadedShard]):
     """Its device is a set of cores: the native loop replays a recorded program."""
-
-    def __init__(self, channel: socket.socket) -> None:
-        super().__init__(channel)
-        self._path = ""
-        self._loaded: LoadedShard | None = None
 
     def serve(self, start: StartRank, region: _C.SharedRegion) -> str:
         exchange = _C.Exchange(region, start.rank)
@@ -85,7 +96,7 @@ class CpuRank(Rank):
             region, start.settings.mailbox_capacity, start.num_ranks, create=False
         )
         built = record_program(
-            self._load(start), start.settings, exchange=exchange, num_threads=len(start.cores)
+            self._weights(start), start.settings, exchange=exchange, num_threads=len(start.cores)
         )
         commit_planned(built.program, rank=start.rank, epoch=start.epoch)
         self._say_ready(built.packed_bytes)
@@ -96,16 +107,10 @@ class CpuRank(Rank):
         )
 
     def _load(self, start: StartRank) -> LoadedShard:
-        loaded = self._loaded
-        if loaded is not None and (self._path, loaded.shard) == (start.path, start.shard):
-            return loaded
-        self._loaded = loaded = None  # two shards at once may not fit
-        self._path = start.path
-        self._loaded = load_shard(open_model(start.path), start.shard, num_threads=len(start.cores))
-        return self._loaded
+        return load_shard(open_model(start.path), start.shard, num_threads=len(start.cores))
 
 
-def run(channel: socket.socket, rank: Rank) -> RankFailed | None:
+def run(channel: socket.socket, rank: Rank[Any]) -> RankFailed | None:
     """Serves epoch after epoch; returns what went wrong, None after an end in good order."""
     orders = Orders(channel)
     epoch = 0
@@ -123,7 +128,7 @@ def run(channel: socket.socket, rank: Rank) -> RankFailed | None:
             return RankFailed(message=error) if error else None
 
 
-def main(rank_on: Callable[[socket.socket], Rank]) -> NoReturn:
+def main(rank_on: Callable[[socket.socket], Rank[Any]]) -> NoReturn:
     """The whole life of a rank's process, whose argument is the descriptor of its channel."""
     # Ctrl-C goes to the whole terminal; the engine decides when its ranks end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)

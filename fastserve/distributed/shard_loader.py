@@ -143,7 +143,11 @@ class ShardLoader:
 
 def packed_bytes(weights: LlamaWeights[FusedWeight, list[float]]) -> int:
     """Bytes of packed weights that a rank holds; norms and the mapped embedding are not among them."""
+    return sum(part.nbytes for weight in fused_weights(weights) for part in weight.parts)
+
+
+def fused_weights(weights: LlamaWeights[FusedWeight, list[float]]) -> list[FusedWeight]:
     fused = [weights.logits]
     for layer in weights.layers:
         fused += [layer.qkv, layer.attention_out, layer.gate_up, layer.down]
-    return sum(part.nbytes for weight in fused for part in weight.parts)
+    return fused

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from fastserve import _C
@@ -22,9 +21,7 @@ from fastserve.ops.group import (
 )
 from fastserve.ops.matmul import allocate, check_alignment, multiply_by_cuda, multiply_by_triton
 from fastserve.ops.matmul import reference as reference_matmul
-from fastserve.ops.packed_weight import PackedWeight, WeightType, pack
-
-_TYPE_OF: dict[torch.dtype, WeightType] = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}
+from fastserve.ops.packed_weight import PLAIN_TYPES, PackedWeight, pack
 
 
 def matmul_all_reduce(x: Tensor, w: PackedWeight | Tensor, group: Group | None) -> Tensor:
@@ -45,8 +42,8 @@ def packed(w: PackedWeight | Tensor) -> PackedWeight:
     """A plain tensor as its own type. Raises ValueError for one of another type."""
     if not isinstance(w, Tensor):
         return w
-    arguments.require("w", w.dtype in _TYPE_OF, "be fp32, bf16, fp16 or packed", arguments.describe(w))
-    return pack(w, _TYPE_OF[w.dtype])
+    arguments.require("w", w.dtype in PLAIN_TYPES, "be fp32, bf16, fp16 or packed", arguments.describe(w))
+    return pack(w, PLAIN_TYPES[w.dtype])
 
 
 def reference(x: Tensor, w: Tensor | PackedWeight, group: Sized | None) -> Tensor:

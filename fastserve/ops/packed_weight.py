@@ -19,6 +19,12 @@ from fastserve.ops.weight_rows import QUANT_BLOCK
 
 WeightType = Literal["f32", "f16", "bf16", "q8", "q4", "q4m"]
 
+PLAIN_TYPES: dict[torch.dtype, WeightType] = {
+    torch.float32: "f32",
+    torch.bfloat16: "bf16",
+    torch.float16: "f16",
+}
+
 PANEL = 16  # output columns interleaved (kPanel)
 _PLAIN = {"f32": torch.float32, "f16": torch.float16}
 _LANE_BLOCK_BYTES = {"q8": 2 + 32, "q4": 2 + 16, "q4m": 2 + 2 + 16}  # of one column's 32 weights
