@@ -17,7 +17,7 @@ namespace {
 using Address = uintptr_t;
 using Range = std::pair<int64_t, int64_t>;
 
-void pack(PackedBuffer& buffer, uint32_t gguf_type, Address address, int64_t file_k, Range rows, Range cols,
+void pack_gguf(PackedBuffer& buffer, uint32_t gguf_type, Address address, int64_t file_k, Range rows, Range cols,
           int64_t at) {
     pack_slice({.gguf_type = gguf_type,
                 .data = reinterpret_cast<const uint8_t*>(address),
@@ -47,7 +47,7 @@ void bind_packing(py::module_& m) {
                  return PackedBuffer(fastserve::find_weight_type(type), n, k);
              }),
              py::arg("type"), py::arg("n"), py::arg("k"))
-        .def("pack", fastserve::pack, py::arg("gguf_type"), py::arg("address"), py::arg("file_k"),
+        .def("pack", fastserve::pack_gguf, py::arg("gguf_type"), py::arg("address"), py::arg("file_k"),
              py::kw_only(), py::arg("rows"), py::arg("cols"), py::arg("at") = 0,
              py::call_guard<py::gil_scoped_release>(),
              "Packs rows x cols of a GGUF matrix [N, file_k] at address as the output columns from `at` on.")

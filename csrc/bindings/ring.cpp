@@ -29,7 +29,7 @@ Worker alone() {
     return {nullptr, 0, 1};
 }
 
-void all_reduce(Exchange& exchange, uintptr_t address, int64_t rows, int64_t d) {
+void all_reduce_f32(Exchange& exchange, uintptr_t address, int64_t rows, int64_t d) {
     if (rows < 0 || rows > INT32_MAX)
         throw py::value_error("rows must be in [0, 2^31), got " + std::to_string(rows));
     if (d < 1 || d > INT32_MAX) throw py::value_error("d must be in [1, 2^31), got " + std::to_string(d));
@@ -147,7 +147,7 @@ void bind_ring(py::module_& m) {
                                "Of an uint32: 0 while the group is whole, another once it is not.")
         .def("rows_per_slice", &Exchange::rows_per_slice, py::arg("d"))
         .def("force_algorithm", &force_algorithm, py::arg("name"))
-        .def("all_reduce", &all_reduce, py::arg("address"), py::arg("rows"), py::arg("d"),
+        .def("all_reduce", &all_reduce_f32, py::arg("address"), py::arg("rows"), py::arg("d"),
              "Sums fp32 [rows, d], contiguous, over the ranks, in place. RankLostError when a rank is gone.")
         .def("all_gather", &all_gather, py::arg("mine"), "The bytes of every rank; all bring as many.")
         .def("barrier", &barrier)

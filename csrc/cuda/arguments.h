@@ -1,15 +1,13 @@
 // Checks and small sums of the launchers.
 #pragma once
 
-#include <stdexcept>
-#include <string>
-
+#include "errors.h"
 #include "launch.h"
 
 namespace fastserve::cuda {
 
 inline void require(bool holds, const char* rule) {
-    if (!holds) throw std::invalid_argument(rule);
+    if (!holds) throw_invalid_argument(rule);
 }
 
 inline bool is_aligned(const Matrix& matrix, DataType type) {

@@ -2,10 +2,8 @@
 // answers (tests/cuda_host/runtime_host.h).
 #pragma once
 
-#include <array>
-#include <atomic>
-
 #include "launch.h"
+#include "per_device.h"
 
 #ifdef FASTSERVE_CUDA_HOST
 #include "runtime_host.h"
@@ -13,15 +11,14 @@
 
 #include <cuda_runtime.h>
 
-#include <stdexcept>
-#include <string>
+#include "errors.h"
 
 namespace fastserve::cuda {
 
 inline void check(cudaError_t error) {
     if (error == cudaSuccess) return;
     cudaGetLastError();  // not the next call's
-    throw std::runtime_error(std::string("CUDA: ") + cudaGetErrorString(error));
+    throw_cuda_error(cudaGetErrorString(error));
 }
 
 inline int current_device() {
@@ -55,24 +52,6 @@ void enqueue(int blocks, int threads, size_t shared_bytes, const Args& args, Str
 #endif  // FASTSERVE_CUDA_HOST
 
 namespace fastserve::cuda {
-
-// A number above zero that each device has. From any thread: two who come first at once both ask, and are
-// told the same.
-class PerDevice {
-  public:
-    template <class Ask>
-    int get(int device, const Ask& ask) {
-        if (device >= kMaxDevices) return ask();
-        std::atomic<int>& known = known_[device];
-        int value = known.load(std::memory_order_relaxed);
-        if (value == 0) known.store(value = ask(), std::memory_order_relaxed);
-        return value;
-    }
-
-  private:
-    static constexpr int kMaxDevices = 64;
-    std::array<std::atomic<int>, kMaxDevices> known_ = {};
-};
 
 // Of the current device.
 inline int num_multiprocessors() {

@@ -6,7 +6,9 @@
 #include "check.h"
 #include "cuda/all_reduce.cu"
 #include "cuda/epoch_word.cpp"
+#include "cuda/errors.cpp"
 #include "cuda/exchange_buffer.cpp"
+#include "cuda/per_device.cpp"
 #include "devices.h"
 #include "ring/shared_region.cpp"
 

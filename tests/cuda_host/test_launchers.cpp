@@ -4,8 +4,10 @@
 #include "cuda/add_rms_norm.cu"
 #include "cuda/all_reduce.cu"
 #include "cuda/all_reduce_add_rms_norm.cu"
+#include "cuda/errors.cpp"
 #include "cuda/matmul.cu"
 #include "cuda/matmul_all_reduce.cu"
+#include "cuda/per_device.cpp"
 #include "cuda/swap.cu"
 #include "product_case.h"
 
