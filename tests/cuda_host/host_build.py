@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import re
 import shutil
 import subprocess
-import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -32,8 +33,6 @@ SANITIZED = (
     "-g1",
 )  # compiling takes longer than running
 OPTIMISED = {"test_launchers": "-O1", "test_exchange_buffer": "-O1"}  # they hold every kernel, and run few
-_guard = threading.Lock()
-_locks: dict[Path, threading.Lock] = {}  # of what is being made
 
 
 @cache
@@ -49,40 +48,38 @@ def toolkit() -> Path:
     return Path(found[1]).resolve()
 
 
-def build(
-    test: str, *, sanitizer: str = "", csrc: Path = ROOT / "csrc", into: Path = BUILD, nice: bool = False
-) -> Path:
+def build(test: str, *, sanitizer: str = "", csrc: Path = ROOT / "csrc", into: Path = BUILD) -> Path:
     """The program of tests/cuda_host/<test>.cpp, with the kernels of `csrc`.
 
-    sanitizer: as for -fsanitize=; the emulator itself is never instrumented. nice: behind all that runs.
+    sanitizer: as for -fsanitize=; the emulator itself is never instrumented.
     """
     headers = sorted(HERE.glob("*.h"))
     cuda = ["-isystem", str(toolkit() / "include")]
     emulator = [
-        _object(HERE / name, [f"-I{HERE}", *cuda, "-O2"], headers, BUILD, nice)
+        _object(HERE / name, [f"-I{HERE}", *cuda, "-O2"], headers, BUILD)
         for name in ("emulator.cpp", "fiber.cpp", "runtime_host.cpp")
     ]
     sanitize = [f"-fsanitize={sanitizer}", *SANITIZED] if sanitizer else [OPTIMISED.get(test, "-O2")]
     includes = [f"-I{csrc}", f"-I{ROOT / 'tests' / 'csrc'}", f"-I{HERE}"]
     options = ["-DFASTSERVE_CUDA_HOST", *sanitize, *cuda]
-    system = _precompiled(HERE / "system_headers.h", options, nice)
+    system = _precompiled(HERE / "system_headers.h", options)
     options += [*includes, "-include", str(system), "-Werror=invalid-pch"]
     inputs = [*headers, *sorted((csrc / "cuda").iterdir()), *sorted(csrc.glob("ring/shared_region.*"))]
-    program = _object(HERE / f"{test}.cpp", options, inputs, into, nice)
+    program = _object(HERE / f"{test}.cpp", options, inputs, into)
     link = ["g++", *sanitize, str(program), *map(str, emulator), "-pthread"]
-    return _made(program.with_suffix(""), link, nice)
+    return _made(program.with_suffix(""), link)
 
 
-def _precompiled(header: Path, options: list[str], nice: bool) -> Path:
+def _precompiled(header: Path, options: list[str]) -> Path:
     """What to include instead of `header`: g++ finds the compiled one beside it, and nothing is there else."""
     name = BUILD / f"{header.stem}-{digest([header], options)}.h"
-    _made(Path(f"{name}.gch"), ["g++", *STANDARD, *options, "-x", "c++-header", str(header)], nice)
+    _made(Path(f"{name}.gch"), ["g++", *STANDARD, *options, "-x", "c++-header", str(header)])
     return name
 
 
-def _object(source: Path, options: list[str], included: list[Path], into: Path, nice: bool) -> Path:
+def _object(source: Path, options: list[str], included: list[Path], into: Path) -> Path:
     target = into / f"{source.stem}-{digest([source, *included], options)}.o"
-    return _made(target, ["g++", *STANDARD, *options, "-c", str(source)], nice)
+    return _made(target, ["g++", *STANDARD, *options, "-c", str(source)])
 
 
 def digest(inputs: Iterable[Path], options: list[str]) -> str:
@@ -92,22 +89,29 @@ def digest(inputs: Iterable[Path], options: list[str]) -> str:
     return sha.hexdigest()[:16]
 
 
-def _made(target: Path, command: list[str], nice: bool) -> Path:
+def _made(target: Path, command: list[str]) -> Path:
     """What the command makes, unless it lies there already: its name holds a digest of all that it is made of."""
-    with _guard:
-        lock = _locks.setdefault(target, threading.Lock())
-    with lock:
-        if not target.exists():
-            _make(target, ["nice", "-n", "19", *command] if nice else command)
+    with to_make(target) as is_missing:
+        if is_missing:
+            unfinished = target.with_name(f"{target.name}.unfinished")
+            done = subprocess.run(
+                [*command, "-o", str(unfinished)], capture_output=True, text=True, check=False
+            )
+            assert done.returncode == 0, done.stderr[-4000:]
+            unfinished.rename(target)
     return target
 
 
-def _make(target: Path, command: list[str]) -> None:
+@contextmanager
+def to_make(target: Path) -> Iterator[bool]:
+    """Whether it is still to be made; while it is, by this thread of this process alone."""
+    if target.exists():
+        yield False
+        return
     target.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = target.with_name(f"{target.name}.{threading.get_native_id()}")
-    done = subprocess.run([*command, "-o", str(unfinished)], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-4000:]
-    unfinished.rename(target)
+    with target.with_name(f"{target.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield not target.exists()
 
 
 def run(program: Path, *arguments: str, hang_s: int = 60) -> subprocess.CompletedProcess[str]:

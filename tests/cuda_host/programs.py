@@ -1,12 +1,17 @@
-"""The programs of this room: the kernels' tests, plain and sanitized, and one for every seeded bug."""
+"""The programs of this room: the kernels' tests, plain and sanitized, and one for every seeded bug.
+
+Run as a module, it makes all of them, until nobody holds the other end of its standard input.
+"""
 
 from __future__ import annotations
 
+import os
 import shutil
-from concurrent.futures import ThreadPoolExecutor
+import signal
+import threading
 from pathlib import Path
 
-from .host_build import BUILD, ROOT, build, digest
+from .host_build import BUILD, ROOT, build, digest, to_make
 from .mutations import MUTATIONS, Mutation
 
 KERNELS = (
@@ -20,7 +25,7 @@ SANITIZERS = ("thread", "address,undefined")
 CUDA = ROOT / "csrc" / "cuda"
 
 
-def mutant(mutation: Mutation, *, nice: bool = False) -> Path:
+def mutant(mutation: Mutation) -> Path:
     """The test's program with the bug, under ThreadSanitizer."""
     source = CUDA / mutation.file
     text = source.read_text()
@@ -29,27 +34,37 @@ def mutant(mutation: Mutation, *, nice: bool = False) -> Path:
     )
     folder = BUILD / "mutants" / digest(sorted(CUDA.iterdir()), [mutation.name, mutation.old, mutation.new])
     sources = folder / "csrc" / "cuda"
-    if not sources.exists():
-        copied = folder / "copied"
-        shutil.rmtree(copied, ignore_errors=True)
-        shutil.copytree(CUDA, copied)
-        (copied / mutation.file).write_text(text.replace(mutation.old, mutation.new))
-        sources.parent.mkdir(exist_ok=True)
-        copied.rename(sources)
-    return build(mutation.test, sanitizer="thread", csrc=folder / "csrc", into=folder, nice=nice)
+    with to_make(sources) as is_missing:
+        if is_missing:
+            copied = folder / "copied"
+            shutil.rmtree(copied, ignore_errors=True)
+            shutil.copytree(CUDA, copied)
+            (copied / mutation.file).write_text(text.replace(mutation.old, mutation.new))
+            copied.rename(sources)
+    return build(mutation.test, sanitizer="thread", csrc=folder / "csrc", into=folder)
 
 
-def make_in_background() -> ThreadPoolExecutor:
-    """Compiles all of them, one after another and behind everything else that runs.
-
-    A test that needs one awaits it, or makes it: what goes wrong is told there.
-    """
-    pool = ThreadPoolExecutor(1, thread_name_prefix="cuda-host-build")
+def make_all() -> None:
+    """One after another. Stops at what cannot be made: the test that needs it tells why."""
     for test in (*KERNELS, "test_launchers", "test_exchange_buffer"):
-        pool.submit(build, test, nice=True)
+        build(test)
     for test in (*KERNELS, "test_exchange_buffer"):
         for sanitizer in SANITIZERS:
-            pool.submit(build, test, sanitizer=sanitizer, nice=True)
+            build(test, sanitizer=sanitizer)
     for mutation in MUTATIONS:
-        pool.submit(mutant, mutation, nice=True)
-    return pool
+        mutant(mutation)
+
+
+def end_with_whoever_started_us() -> None:
+    os.read(0, 1)
+    os.killpg(0, signal.SIGKILL)  # with the compiler that runs
+
+
+def main() -> None:
+    os.nice(19)  # behind everything else that runs
+    threading.Thread(target=end_with_whoever_started_us, daemon=True).start()
+    make_all()
+
+
+if __name__ == "__main__":
+    main()

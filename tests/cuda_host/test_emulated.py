@@ -51,6 +51,7 @@ def survives(mutation: Mutation) -> bool:
 
 
 @pytest.mark.timeout(900)
+@pytest.mark.usefixtures("no_builder")
 def test_every_seeded_bug_is_found() -> None:
     with ThreadPoolExecutor(2 * (os.cpu_count() or 1)) as pool:  # some of them hang
         survived = [
