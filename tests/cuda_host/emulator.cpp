@@ -12,8 +12,11 @@
 #include <cstdlib>
 #include <cstring>
 #include <deque>
-#include <memory>
+#include <map>
+#include <mutex>
+#include <optional>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "fiber.h"
@@ -27,7 +30,9 @@ namespace fastserve::cuda_host {
 
 namespace {
 
-constexpr size_t kStackBytes = 128 * 1024;
+// Of each fiber: the copies that it waits for, then its stack.
+constexpr size_t kFiberBytes = 128 * 1024;
+constexpr size_t kCopiesBytes = sizeof(AsyncCopies::Entry) * AsyncCopies::kMaxCopies;
 
 // Nothing but spinning for so long is a hang.
 std::chrono::seconds hang_after() {
@@ -44,7 +49,7 @@ const char* name_of(State state) {
 }
 
 struct ThreadFiber {
-    std::unique_ptr<Fiber> fiber;
+    std::optional<Fiber> fiber;
     int thread = 0;
     State state = State::kReady;
     AsyncCopies copies;
@@ -62,8 +67,42 @@ struct Barrier {
 
 struct Warp {
     Barrier barrier, exchange;
+    bool has_ended = false;  // one of its threads
     unsigned char given[2][kWarp * kMaxExchange];
 };
+
+// The memory of blocks that ended, for those to come: mapping it, and the first touch of each page, takes
+// longer than most kernels. Not under ThreadSanitizer, which would see fibers that nothing orders write to
+// one stack.
+class FiberMemory {
+  public:
+    static bool is_watched() { return __tsan_acquire != nullptr; }
+
+    void* take(size_t bytes) {
+        {
+            const std::lock_guard lock(guard_);
+            if (const auto found = free_.find(bytes); found != free_.end())
+                return free_.extract(found).mapped();
+        }
+        void* memory =
+            mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        return memory == MAP_FAILED ? nullptr : memory;
+    }
+
+    void give(void* memory, size_t bytes) {
+        if (is_watched()) {
+            munmap(memory, bytes);
+            return;
+        }
+        const std::lock_guard lock(guard_);
+        free_.emplace(bytes, memory);
+    }
+
+  private:
+    std::mutex guard_;
+    std::multimap<size_t, void*> free_;
+};
+FiberMemory fiber_memory;
 
 class Block;
 thread_local Block* current_block = nullptr;
@@ -77,15 +116,13 @@ class Block {
           random_(launch.seed * 0x9E3779B97F4A7C15u + index + 1) {}
 
     ~Block() {
-        fibers_.clear();
-        munmap(stacks_, stacks_bytes());
+        if (memory_ != nullptr) give_memory();
         std::free(shared_);
     }
 
     void run() {
-        stacks_ = static_cast<unsigned char*>(mmap(nullptr, stacks_bytes(), PROT_READ | PROT_WRITE,
-                                                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
-        if (stacks_ == MAP_FAILED) fail("no memory for the stacks of the fibers");
+        memory_ = static_cast<unsigned char*>(fiber_memory.take(memory_bytes()));
+        if (memory_ == nullptr) fail("no memory for the stacks of the fibers");
         // Exactly as large as was asked, for AddressSanitizer.
         if (launch_.shared_bytes > 0) {
             if (posix_memalign(&shared_, 128, launch_.shared_bytes) != 0) fail("no memory for shared memory");
@@ -101,8 +138,10 @@ class Block {
         spinning_.reserve(launch_.threads);
         for (int i = 0; i < launch_.threads; ++i) {
             fibers_[i].thread = i;
-            fibers_[i].fiber =
-                std::make_unique<Fiber>(&Block::enter, &fibers_[i], stacks_ + kStackBytes * i, kStackBytes);
+            unsigned char* own = memory_ + kFiberBytes * i;
+            fibers_[i].copies = AsyncCopies(reinterpret_cast<AsyncCopies::Entry*>(own));
+            fibers_[i].fiber.emplace(&Block::enter, &fibers_[i], own + kCopiesBytes,
+                                     kFiberBytes - kCopiesBytes);
             ready_.push_back(&fibers_[i]);
         }
         moved();
@@ -111,6 +150,7 @@ class Block {
             run_one();
         }
         current_block = nullptr;
+        if (!FiberMemory::is_watched()) give_memory();
     }
 
     // What the block's threads did is visible to the caller from here on.
@@ -118,7 +158,10 @@ class Block {
         if (__tsan_acquire != nullptr) __tsan_acquire(&end_);
     }
 
-    void sync_block() { meet(block_barrier_, 0, launch_.threads, State::kAtBlockBarrier); }
+    void sync_block() {
+        if (num_living_ < launch_.threads) fail_at_barrier();
+        meet(block_barrier_, 0, launch_.threads, State::kAtBlockBarrier);
+    }
 
     void sync_warp() { meet_warp(warp().barrier, State::kAtWarpBarrier); }
 
@@ -156,6 +199,11 @@ class Block {
     void* shared() const { return shared_; }
 
   private:
+    void give_memory() {
+        fibers_.clear();
+        fiber_memory.give(std::exchange(memory_, nullptr), memory_bytes());
+    }
+
     static void enter(void* argument) {
         auto* fiber = static_cast<ThreadFiber*>(argument);
         Block* block = current_block;
@@ -163,6 +211,7 @@ class Block {
         if (__tsan_release != nullptr) __tsan_release(&block->end_);
         fiber->state = State::kEnded;
         --block->num_living_;
+        block->warp().has_ended = true;
         block->check_barriers(*fiber);
         fiber->fiber->leave_to(*block->scheduler_);
     }
@@ -176,20 +225,20 @@ class Block {
             fail("a thread ended while others of its warp wait at an op of the warp");
     }
 
-    size_t stacks_bytes() const { return kStackBytes * launch_.threads; }
+    size_t memory_bytes() const { return kFiberBytes * launch_.threads; }
 
     Warp& warp() { return warps_[current_->thread / kWarp]; }
 
     void meet_warp(Barrier& barrier, State state) {
+        if (warp().has_ended) fail_at_barrier();
         const int first = current_->thread / kWarp * kWarp;
         meet(barrier, first, std::min(first + kWarp, launch_.threads), state);
     }
 
+    [[noreturn]] void fail_at_barrier() { fail("a barrier that some threads cannot reach: they have ended"); }
+
     // Of threads begin..end - 1, all of which must come; the last to do so opens the next round.
     void meet(Barrier& barrier, int begin, int end, State state) {
-        for (int i = begin; i < end; ++i)
-            if (fibers_[i].state == State::kEnded)
-                fail("a barrier that some threads cannot reach: they have ended");
         const bool orders = state != State::kAtWarpExchange && __tsan_acquire != nullptr;
         void* word = barrier.word();
         if (orders) __tsan_release(word);
@@ -249,7 +298,7 @@ class Block {
     const std::function<void()>& kernel_;
     const int index_;
     uint64_t random_;
-    unsigned char* stacks_ = nullptr;
+    unsigned char* memory_ = nullptr;
     void* shared_ = nullptr;
     Fiber* scheduler_ = nullptr;
     ThreadFiber* current_ = nullptr;
@@ -316,8 +365,7 @@ void fail(const char* what) {
 
 void AsyncCopies::add(AsyncCopy copy) {
     if (num_copies_ == kMaxCopies) fail("too many copies by cp.async at once");
-    copies_[num_copies_] = copy;
-    group_of_[num_copies_++] = group_;
+    entries_[num_copies_++] = {copy, group_};
 }
 
 void AsyncCopies::commit() {
@@ -326,9 +374,8 @@ void AsyncCopies::commit() {
 
 void AsyncCopies::wait(int num_left, void (*perform)(const AsyncCopy&)) {
     int done = 0;
-    while (done < num_copies_ && group_of_[done] < group_ - num_left) perform(copies_[done++]);
-    for (int i = done; i < num_copies_; ++i)
-        copies_[i - done] = copies_[i], group_of_[i - done] = group_of_[i];
+    while (done < num_copies_ && entries_[done].group < group_ - num_left) perform(entries_[done++].copy);
+    std::copy(entries_ + done, entries_ + num_copies_, entries_);
     num_copies_ -= done;
 }
 

@@ -66,15 +66,20 @@ struct AsyncCopy {
 };
 class AsyncCopies {
   public:
+    struct Entry {
+        AsyncCopy copy;
+        int group;
+    };
+    static constexpr int kMaxCopies = 512;
+
+    explicit AsyncCopies(Entry* entries = nullptr) : entries_(entries) {}  // kMaxCopies of them
     void add(AsyncCopy copy);
     void commit();
     // Gives the copies of all groups but the `num_left` youngest to `perform`, in order.
     void wait(int num_left, void (*perform)(const AsyncCopy&));
 
   private:
-    static constexpr int kMaxCopies = 512;
-    AsyncCopy copies_[kMaxCopies];
-    int group_of_[kMaxCopies];
+    Entry* entries_;
     int num_copies_ = 0;
     int group_ = 0;
 };

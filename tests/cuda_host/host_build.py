@@ -28,11 +28,11 @@ STANDARD = (
 )
 SANITIZED = (
     "-DFASTSERVE_QUICK",
-    "-O1",
+    "-Og",
     "-fno-omit-frame-pointer",
     "-g1",
 )  # compiling takes longer than running
-OPTIMISED = {"test_launchers": "-O1", "test_exchange_buffer": "-O1"}  # they hold every kernel, and run few
+OPTIMISED = {"test_launchers": "-Og", "test_exchange_buffer": "-Og"}  # they hold every kernel, and run few
 
 
 @cache

@@ -29,9 +29,11 @@ class Pieces {
         pieces_.erase(found);
         return bytes;
     }
-    bool begins(void* begin) {
+    // As remove, but it stays.
+    size_t size_of(void* begin) {
         const std::lock_guard lock(mutex_);
-        return pieces_.count(static_cast<unsigned char*>(begin)) > 0;
+        const auto found = pieces_.find(static_cast<unsigned char*>(begin));
+        return found == pieces_.end() ? 0 : found->second;
     }
 
   private:
@@ -70,8 +72,12 @@ cudaError_t cudaFree(void* memory) {
     return release(of_devices, memory);
 }
 
+// Zeros for a whole piece are fresh pages: of what is never used, sanitizers keep no shadow.
 cudaError_t cudaMemset(void* memory, int value, size_t bytes) {
-    std::memset(memory, value, bytes);
+    if (value != 0 || of_devices.size_of(memory) != bytes)
+        std::memset(memory, value, bytes);
+    else if (madvise(memory, bytes, MADV_DONTNEED) != 0)
+        return cudaErrorInvalidValue;
     return cudaSuccess;
 }
 
@@ -96,20 +102,20 @@ cudaError_t cudaHostUnregister(void* memory) {
 }
 
 cudaError_t cudaHostGetDevicePointer(void** seen, void* memory, unsigned) {
-    if (!of_host.begins(memory) && !registered.begins(memory)) return cudaErrorInvalidValue;
+    if (of_host.size_of(memory) == 0 && registered.size_of(memory) == 0) return cudaErrorInvalidValue;
     *seen = memory;
     return cudaSuccess;
 }
 
 cudaError_t cudaIpcGetMemHandle(cudaIpcMemHandle_t* handle, void* memory) {
-    if (!of_devices.begins(memory)) return cudaErrorInvalidValue;
+    if (of_devices.size_of(memory) == 0) return cudaErrorInvalidValue;
     std::memcpy(handle, &memory, sizeof(memory));
     return cudaSuccess;
 }
 
 cudaError_t cudaIpcOpenMemHandle(void** memory, cudaIpcMemHandle_t handle, unsigned) {
     std::memcpy(memory, &handle, sizeof(*memory));
-    return of_devices.begins(*memory) ? cudaSuccess : cudaErrorInvalidResourceHandle;
+    return of_devices.size_of(*memory) > 0 ? cudaSuccess : cudaErrorInvalidResourceHandle;
 }
 
 cudaError_t cudaIpcCloseMemHandle(void*) {
