@@ -13,7 +13,7 @@ import torch
 from fastserve import LLM, SamplingParams
 from fastserve.testing.reference_model import ReferenceModel
 
-NUM_TOKENS = 1000
+NUM_TOKENS = 2000
 WINDOW = 500  # tokens, each scored with those before it
 TOLERANCE = 0.005
 SUBJECTS = ("naming", "exceptions", "objects", "with", "import", "class", "execmodel")
