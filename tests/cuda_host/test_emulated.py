@@ -44,8 +44,9 @@ def test_kernels_are_clean_under_sanitizers(test: str, sanitizer: str) -> None:
 
 
 def survives(mutation: Mutation) -> bool:
+    """A race shows in most runs, not in all of them."""
     program = mutant(mutation)
-    alive = run(program, hang_s=5).returncode == 0
+    alive = all(run(program, str(seed), hang_s=5).returncode == 0 for seed in SEEDS)
     shutil.rmtree(program.parent)  # 7 MB that nobody needs again
     return alive
 
