@@ -187,6 +187,29 @@ py::bytes read_buffer(const Program& p, size_t offset, size_t bytes) {
     return {reinterpret_cast<const char*>(p.buffer(offset)), bytes};
 }
 
+std::vector<std::tuple<std::string, std::string, std::string, std::string>> describe_ops(const Program& p) {
+    std::vector<std::tuple<std::string, std::string, std::string, std::string>> described;
+    for (const Op& op : p.ops())
+        described.emplace_back(name_of(op.args), shape_of(op.args), arithmetic_of(op.args),
+                               op.rows == Rows::tokens ? "tokens" : "samples");
+    return described;
+}
+
+py::object take_passes(const Program& p) {
+    if (p.timeline() == nullptr) return py::none();
+    py::list taken;
+    for (const Pass& pass : p.timeline()->take()) {
+        std::vector<std::pair<int64_t, int64_t>> costs;
+        for (const OpCost& cost : pass.costs) costs.emplace_back(cost.num_bytes, cost.num_operations);
+        std::vector<std::vector<std::pair<int64_t, int64_t>>> spans(costs.size());
+        const size_t num_threads = pass.spans.size() / costs.size();
+        for (size_t i = 0; i < pass.spans.size(); ++i)
+            spans[i / num_threads].emplace_back(pass.spans[i].begin_ns, pass.spans[i].end_ns);
+        taken.append(py::make_tuple(pass.num_tokens, pass.num_samples, costs, spans));
+    }
+    return taken;
+}
+
 using FaultTuple = std::tuple<std::string, std::string, int64_t, int64_t, double>;
 
 void commit_faults(Program& p, const std::vector<FaultTuple>& faults) {
@@ -237,7 +260,16 @@ void bind_program(py::module_& m) {
              py::kw_only(), py::arg("max_tokens"), py::arg("max_samples"), py::arg("num_slots"),
              py::arg("max_blocks"), py::arg("vocab_size"), py::arg("num_blocks"),
              py::arg("exchange") = nullptr)
-        .def_property_readonly("num_ops", &Program::num_ops)
+        .def_property_readonly("num_ops", [](const Program& p) { return p.ops().size(); })
+        .def_property_readonly("ops", &describe_ops,
+                               "(name, shape, arithmetic, rows) of each, in the order in which they run.")
+        .def("record_timeline", &Program::record_timeline, "Times every pass from now on.")
+        .def("take_passes", &take_passes,
+             "The passes since the last time: (num_tokens, num_samples, costs, spans). Of each op the bytes "
+             "and "
+             "operations, and of each of its threads when it began and ended, in ns of time.monotonic_ns; "
+             "zeros "
+             "for an op without rows. None if no timeline is recorded.")
         .def("allocate_arena", &Program::allocate_arena, py::arg("num_bytes"))
         .def("read_buffer", &read_buffer, py::arg("offset"), py::arg("num_bytes"))
         .def("commit_faults", &commit_faults, py::arg("faults"),

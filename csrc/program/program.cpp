@@ -2,38 +2,15 @@
 
 #include <sys/mman.h>
 
-#include <algorithm>
 #include <cerrno>
-#include <iterator>
 #include <stdexcept>
 #include <string>
 #include <system_error>
-#include <type_traits>
+#include <utility>
 
 #include "ring/exchange.h"
 
 namespace fastserve {
-
-namespace {
-
-template <class... Fs>
-struct Overloaded : Fs... {
-    using Fs::operator()...;
-};
-template <class... Fs>
-Overloaded(Fs...) -> Overloaded<Fs...>;
-
-// In the order of OpArgs.
-constexpr const char* kOpNames[] = {
-    "embed",       "rms_norm",          "matmul", "rotary", "store_kv", "paged_attention", "silu_mul",
-    "select_rows", "matmul_all_reduce", "sample"};
-static_assert(std::size(kOpNames) == std::variant_size_v<OpArgs>);
-
-const char* name_of(const OpArgs& args) {
-    return kOpNames[args.index()];
-}
-
-}  // namespace
 
 Pages::Pages(size_t bytes) : size_(bytes ? bytes : 1) {
     void* address =
@@ -80,9 +57,13 @@ const int32_t* Program::keep(std::vector<int32_t> values) {
     return kept_ints_.back()->data();
 }
 
+int32_t Program::rows_of(const Op& op) const {
+    return op.rows == Rows::tokens ? slots_.num_tokens() : slots_.num_samples();
+}
+
 void Program::run(const Op& op, const Worker& worker) {
     const OpTable& table = table_;
-    const int32_t rows = op.rows == Rows::tokens ? slots_.num_tokens() : slots_.num_samples();
+    const int32_t rows = rows_of(op);
     if (rows == 0) return;
     const auto with_rows = [rows](auto args) {
         args.rows = rows;
@@ -109,8 +90,7 @@ void Program::run(const Op& op, const Worker& worker) {
 void Program::commit_faults(std::vector<Fault> faults) {
     faults_.reset();
     for (const Fault& fault : faults)
-        if (!fault.op.empty() &&
-            std::find(std::begin(kOpNames), std::end(kOpNames), fault.op) == std::end(kOpNames))
+        if (!fault.op.empty() && !is_op_name(fault.op))
             throw std::invalid_argument("a program has no op called '" + fault.op + "'");
     if (!faults.empty()) faults_ = std::make_unique<Faults>(std::move(faults), exchange_.get());
 }
@@ -131,18 +111,36 @@ void Program::end_op(size_t idx) {
         last_op_.store(idx, std::memory_order_relaxed);
 }
 
+void Program::run_timed(size_t idx, const Worker& worker) {
+    if (rows_of(ops_[idx]) == 0) return;
+    const int64_t begin_ns = Timeline::now_ns();
+    run(ops_[idx], worker);
+    timeline_->add(idx, worker.thread_idx, {begin_ns, Timeline::now_ns()});
+}
+
+void Program::end_timed_pass() {
+    std::vector<OpCost> costs;
+    for (const Op& op : ops_) costs.push_back(cost_of(op.args, rows_of(op)));
+    timeline_->end_pass(slots_.num_tokens(), slots_.num_samples(), std::move(costs));
+}
+
 bool Program::replay(Team& team) {
     last_op_.store(ops_.size(), std::memory_order_relaxed);
+    if (timeline_) timeline_->begin_pass(ops_.size(), team.size());
     team.run([this](const Worker& worker) {
         for (size_t i = 0; i < ops_.size(); ++i) {
             if (worker.thread_idx == 0) begin_op(i);
-            run(ops_[i], worker);
+            if (timeline_) [[unlikely]]
+                run_timed(i, worker);
+            else
+                run(ops_[i], worker);
             if (worker.thread_idx == 0) end_op(i);
             team_barrier(worker);
             if (i >= last_op_.load(std::memory_order_relaxed)) return;
         }
     });
     if (exchange_ && exchange_->failed()) return false;
+    if (timeline_) end_timed_pass();
     slots_.commit();
     return true;
 }

@@ -8,26 +8,16 @@
 
 #include <atomic>
 #include <memory>
-#include <variant>
 #include <vector>
 
 #include "cpu/threads.h"
 #include "ops.h"
 #include "program/faults.h"
+#include "program/op.h"
 #include "program/slots.h"
+#include "program/timeline.h"
 
 namespace fastserve {
-
-// What the row count of an op follows.
-enum class Rows : int32_t { tokens, samples };
-
-using OpArgs = std::variant<EmbedArgs, RmsNormArgs, MatmulArgs, RotaryArgs, StoreKvArgs, PagedAttentionArgs,
-                            SiluMulArgs, SelectRowsArgs, MatmulAllReduceArgs, SampleArgs>;
-
-struct Op {
-    Rows rows;
-    OpArgs args;
-};
 
 // Anonymous zeroed memory, page aligned, in huge pages where the kernel grants them.
 class Pages {
@@ -60,17 +50,24 @@ class Program {
     const float* keep(std::vector<float> values);
     const int32_t* keep(std::vector<int32_t> values);
     void append(Op op) { ops_.push_back(std::move(op)); }
-    size_t num_ops() const { return ops_.size(); }
+    const std::vector<Op>& ops() const { return ops_; }
 
     // For tests; replaces those that were there. Throws std::invalid_argument.
     void commit_faults(std::vector<Fault> faults);
+
+    // From the next pass on, each is timed; only while nothing is replayed. Null before.
+    void record_timeline() { timeline_ = std::make_unique<Timeline>(); }
+    Timeline* timeline() const { return timeline_.get(); }
 
     // One forward pass over the rows that slots().apply laid out. False if the exchange failed: nothing was
     // taken in, and what was left of the pass was left out.
     bool replay(Team& team);
 
   private:
+    int32_t rows_of(const Op& op) const;
     void run(const Op& op, const Worker& worker);
+    void run_timed(size_t idx, const Worker& worker);
+    void end_timed_pass();
     void begin_op(size_t idx);
     void end_op(size_t idx);
 
@@ -83,6 +80,7 @@ class Program {
     std::vector<std::unique_ptr<std::vector<int32_t>>> kept_ints_;
     std::vector<Op> ops_;
     std::unique_ptr<Faults> faults_;
+    std::unique_ptr<Timeline> timeline_;
     std::atomic<size_t> last_op_{0};  // of the pass under way: it may end before the last one
 };
 

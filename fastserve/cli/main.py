@@ -23,6 +23,7 @@ VERBS = {
     "chat": "talk to a model in the terminal",
     "pull": "fetch a model",
     "plan": "show how a model's layers are divided among devices",
+    "bench": "measure a model on this machine",
     "info": "show what is installed and what this machine has",
 }
 

@@ -97,17 +97,21 @@ class LocalExecutor(MailboxExecutor):
     """One device: the worker loop runs on a thread of this process, without the GIL."""
 
     def __init__(self, config: ExecutorConfig) -> None:
-        (cores,) = config.division.cores
+        (self.cores,) = config.division.cores
         self._rank = build_rank_program(
             config.model,
             config.division.plan.shards[0],
             config.settings,
             exchange=None,
-            num_threads=len(cores),
+            num_threads=len(self.cores),
         )
         capacity = config.settings.mailbox_capacity
         super().__init__(config, _C.Mailbox.local(capacity), _C.Mailbox.local(capacity))
-        self._worker = _C.WorkerThread(self._rank.program, cores, self._steps, self._results)
+        self._worker = _C.WorkerThread(self.program, self.cores, self._steps, self._results)
+
+    @property
+    def program(self) -> _C.Program:
+        return self._rank.program
 
     @property
     def packed_bytes(self) -> list[int]:

@@ -1,0 +1,42 @@
+"""`fastserve bench` on a small model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from fastserve.cli.main import main
+
+SMALL = ["--prompt", "20", "--context", "8", "--new-tokens", "4", "--rounds", "1", "--batches", "1,3"]
+
+
+def test_rates_the_profile_and_the_trace(
+    short_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trace = tmp_path / "trace.json"
+    assert main(["bench", str(short_model), *SMALL, "--profile", "--trace", str(trace)]) == 0
+    out = capsys.readouterr().out
+    for phase in ("prefill, 20 tokens", "decode, 1 together", "decode, 3 together"):
+        (line,) = (line for line in out.splitlines() if line.startswith(phase))
+        assert float(line.split()[-2]) > 0
+    assert out.count("paged_attention") == 3
+    assert out.count("between ops") == 3
+    assert {event["cat"] for event in json.loads(trace.read_text())["traceEvents"]} == {"prefill", "decode"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (["--rounds", "0"], "--rounds must be at least 1, got 0"),
+        (["--batches", "1,x"], "--batches must be numbers above zero with commas between, got '1,x'"),
+        (["--batches", "0"], "--batches must be numbers above zero with commas between, got '0'"),
+        (["--new-tokens", "2"], "--new-tokens must be at least 3, got 2"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(
+    arguments: list[str], error: str, short_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["bench", str(short_model), *arguments]) == 2
+    assert error in capsys.readouterr().err
