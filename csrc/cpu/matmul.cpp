@@ -30,9 +30,13 @@ MatmulConfig choose_matmul(int m, WeightType type) {
     // q4: 550 against 630 us); one row wants 4 streams from DRAM.
     if (m <= 12) return {.max_rows = 6, .max_panels = m == 1 ? 4 : 2, .chunk = 0};
     // 6 x 2 integer and 6 x 2 float accumulators, 2 weights, 1 broadcast: 27 of 32 registers. The chunk's
-    // codes are unpacked once for all rows: 2 x 32 x (512 + 128) bytes = 40 KiB, which stay in L1 or close by
-    // in L2.
-    return {.max_rows = 6, .max_panels = 2, .chunk = 1024};
+    // codes are unpacked once for all rows: 2 x 16 x (1024 + 128) bytes = 36 KiB, which stay in L1 or close
+    // by in L2.
+    return {.max_rows = 6, .max_panels = 2, .chunk = 512};
+}
+
+bool is_wide(int m, WeightType type) {
+    return is_quantised(type) && choose_matmul(m, type).chunk > 0;
 }
 
 MatmulPart divide_matmul(int rows, int panels, int thread_idx, int num_threads) {

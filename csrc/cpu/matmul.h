@@ -25,8 +25,10 @@ struct MatmulPart {
     int row_begin, row_end, panel_begin, panel_end;
 };
 
-// For m rows of a part.
 MatmulConfig choose_matmul(int m, WeightType type);
+
+// Whether m rows of activations go into WideBlocks, for quantised weights that are unpacked a chunk at a time.
+bool is_wide(int m, WeightType type);
 
 // What one of num_threads computes of `rows` x `panels`: panels are divided first, rows too where that leaves
 // fewer tiles to the busiest thread.
@@ -64,5 +66,14 @@ struct QuantisedBlock {
     int32_t base;  // q8, q4: -128 or -8 times the sum of the codes, a term of the integer dot product;
                    //   q4m: the bits of the float scale * sum, which multiplies the minimum
 };
+
+// The same codes for many rows, whole: products with codes of 16 bits take as many instructions as those of
+// two digits with bytes, and no more behind them. The integer sums, and so all bits, are those of the digits.
+struct WideBlock {
+    int16_t codes[kQuantBlock];  // of each four the first, the third, the second, the fourth: as bytes unpack
+    float scale;
+    int32_t base;
+};
+static_assert(sizeof(WideBlock) == sizeof(QuantisedBlock));
 
 }  // namespace fastserve::FASTSERVE_ISA_NAMESPACE

@@ -26,27 +26,54 @@ void store_digits(QuantisedBlock& to, int at, VecI codes) {
     store_low8(to.low + at, sub(codes, shift_left<kDigitBits>(high)));
 }
 
-void quantise_block(const float* x, QuantisedBlock& to, WeightType type) {
+struct Codes {
+    VecI first, second;
+    float scale;
+    int32_t base;
+};
+
+Codes quantise_block(const float* x, WeightType type) {
     // As integers, magnitudes are ordered like floats, and NaN is above all: it ends up in the scale.
     const VecI magnitudes = max(as_int(abs(load(x))), as_int(abs(load(x + kLanes))));
-    to.scale = __builtin_bit_cast(float, reduce_max(magnitudes)) / kMaxCode;
-    const Vec divisor = splat(to.scale == 0 ? 1.0f : to.scale);
-    const VecI first = to_codes(div(load(x), divisor)), second = to_codes(div(load(x + kLanes), divisor));
-    store_digits(to, 0, first);
-    store_digits(to, kLanes, second);
-    const int32_t sum = reduce_add(add(first, second));
+    Codes codes;
+    codes.scale = __builtin_bit_cast(float, reduce_max(magnitudes)) / kMaxCode;
+    const Vec divisor = splat(codes.scale == 0 ? 1.0f : codes.scale);
+    codes.first = to_codes(div(load(x), divisor));
+    codes.second = to_codes(div(load(x + kLanes), divisor));
+    const int32_t sum = reduce_add(add(codes.first, codes.second));
     if (type == WeightType::q4m)
-        to.base = __builtin_bit_cast(int32_t, to.scale* static_cast<float>(sum));
+        codes.base = __builtin_bit_cast(int32_t, codes.scale* static_cast<float>(sum));
     else
-        to.base = sum * (type == WeightType::q8 ? -128 : -8);
+        codes.base = sum * (type == WeightType::q8 ? -128 : -8);
+    return codes;
 }
 
+void store_codes(QuantisedBlock& to, const Codes& codes) {
+    store_digits(to, 0, codes.first);
+    store_digits(to, kLanes, codes.second);
+    to.scale = codes.scale;
+    to.base = codes.base;
+}
+
+void store_codes(WideBlock& to, const Codes& codes) {
+    uint64_t fours[kQuantBlock / 4];
+    store_low16(reinterpret_cast<uint16_t*>(fours), codes.first);
+    store_low16(reinterpret_cast<uint16_t*>(fours + kLanes / 4), codes.second);
+    for (uint64_t& four : fours)
+        four = (four & 0xffff00000000ffff) | (four & 0xffff0000) << 16 | (four >> 16 & 0xffff0000);
+    __builtin_memcpy(to.codes, fours, sizeof fours);
+    to.scale = codes.scale;
+    to.base = codes.base;
+}
+
+template <class Block>
 void quantise(const MatmulArgs& args, const Worker& worker) {
     const int64_t blocks = args.w.k / kQuantBlock;
-    auto* const to = static_cast<QuantisedBlock*>(args.scratch);
+    auto* const to = static_cast<Block*>(args.scratch);
     const Range range = part_of(args.rows * blocks, worker);
     for (int64_t i = range.begin; i < range.end; ++i)
-        quantise_block(args.x + i / blocks * args.ldx + i % blocks * kQuantBlock, to[i], args.w.type);
+        store_codes(to[i],
+                    quantise_block(args.x + i / blocks * args.ldx + i % blocks * kQuantBlock, args.w.type));
 }
 
 // Rows are padded with zero to an even number of weights.
@@ -78,7 +105,10 @@ void matmul_prepare(const MatmulArgs& args, const Worker& worker) {
         case WeightType::q8:
         case WeightType::q4:
         case WeightType::q4m:
-            quantise(args, worker);
+            if (is_wide(args.rows, args.w.type))
+                quantise<WideBlock>(args, worker);
+            else
+                quantise<QuantisedBlock>(args, worker);
             break;
     }
     team_barrier(worker);

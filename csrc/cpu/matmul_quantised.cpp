@@ -1,10 +1,11 @@
 // Tiles of q8, q4 and q4m weights: integer dot products of 8-bit codes, one float link per block of 32.
 //
-// Per block, row and panel: 8 dot products (32 x 16 products) for each of the two digits of the activations
-// and, in floats, int -> float, scale of weights x scale of activations, fma; q4m one fma more for the
-// minimum. The digits go one after the other, over the same weights: the integer sum of the high ones is
-// shifted and taken up by the low ones, so a tile needs no more registers than with one digit. Few rows take
-// codes from the packed weight as they go; many rows share codes unpacked to L1.
+// Per block, row and panel, few rows: 8 dot products (32 x 16 products) for each of the two digits of the
+// activations and, in floats, int -> float, scale of weights x scale of activations, fma; q4m one fma more
+// for the minimum. The digits go one after the other, over the same weights, which come from the packed
+// weight: the integer sum of the high ones is shifted and taken up by the low ones, so a tile needs no more
+// registers than with one digit. Many rows share codes unpacked to L1, as s16: 16 dot products with the
+// activations' whole codes, and the same behind them.
 #include <cstddef>
 
 #include "cpu/matmul.h"
@@ -16,11 +17,14 @@ namespace {
 
 constexpr int kVectorBytes = 64;
 constexpr int kGroups = 8;  // of 4 k in a block
+constexpr int kPairs = 16;  // of 2 k
 constexpr int kHighOffset = offsetof(QuantisedBlock, high), kLowOffset = offsetof(QuantisedBlock, low);
 constexpr int kScaleOffset = offsetof(QuantisedBlock, scale), kBaseOffset = offsetof(QuantisedBlock, base);
 static_assert(sizeof(QuantisedBlock) == 2 * kQuantBlock + 8);  // matmul_scratch_bytes
-constexpr int kMaxChunkBlocks = 32;                            // choose_matmul's chunk of 1024
-constexpr int kMaxUnpackedPanels = 2;                          // choose_matmul's max_panels with a chunk
+static_assert(offsetof(WideBlock, codes) == 0 && offsetof(WideBlock, scale) == kScaleOffset &&
+              offsetof(WideBlock, base) == kBaseOffset);
+constexpr int kMaxChunkBlocks = 16;    // choose_matmul's chunk of 512
+constexpr int kMaxUnpackedPanels = 2;  // choose_matmul's max_panels with a chunk
 
 // How a panel's block is laid out, packed. pair(block, g) yields the codes of groups g and g + 4.
 template <WeightType type>
@@ -48,18 +52,13 @@ struct Packed {
     }
 };
 
-// The same with float scales and minima and a byte per code.
+// The same with float scales and minima, and pairs of s16: vector 2 g + i holds of each lane's four codes of
+// group g the pair (i, i + 2).
 template <WeightType type>
 struct Unpacked {
-    static constexpr bool kHasMinimum = Packed<type>::kHasMinimum;
-    static constexpr bool kNarrow = Packed<type>::kNarrow;
     static constexpr int kHeader = 2 * kVectorBytes;
-    static constexpr int kBlockBytes = kHeader + kGroups * kVectorBytes;
+    static constexpr int kBlockBytes = kHeader + kPairs * kVectorBytes;
 
-    FASTSERVE_INLINE static void pair(const uint8_t* block, int g, VecI& low, VecI& high) {
-        low = load(block + kHeader + g * kVectorBytes);
-        high = load(block + kHeader + (g + 4) * kVectorBytes);
-    }
     FASTSERVE_INLINE static Vec scale(const uint8_t* block) {
         return load(reinterpret_cast<const float*>(block));
     }
@@ -67,6 +66,12 @@ struct Unpacked {
         return load(reinterpret_cast<const float*>(block) + kPanel);
     }
 };
+
+FASTSERVE_INLINE void unpack_group(VecI bytes, uint8_t* to) {
+    const VecI mask = splat(int32_t{0x00ff00ff});
+    store(to, bit_and(bytes, mask));
+    store(to + kVectorBytes, bit_and(shift_right<8>(bytes), mask));
+}
 
 template <WeightType type>
 void unpack_panel(const uint8_t* from, int num_blocks, uint8_t* to) {
@@ -77,8 +82,9 @@ void unpack_panel(const uint8_t* from, int num_blocks, uint8_t* to) {
         for (int g = 0; g < kGroups / 2; ++g) {
             VecI low, high;
             Packed<type>::pair(from, g, low, high);
-            store(to + Unpacked<type>::kHeader + g * kVectorBytes, low);
-            store(to + Unpacked<type>::kHeader + (g + 4) * kVectorBytes, high);
+            uint8_t* const groups = to + Unpacked<type>::kHeader;
+            unpack_group(low, groups + 2 * g * kVectorBytes);
+            unpack_group(high, groups + 2 * (g + kGroups / 2) * kVectorBytes);
         }
         from += Packed<type>::kBlockBytes;
         to += Unpacked<type>::kBlockBytes;
@@ -109,42 +115,86 @@ FASTSERVE_INLINE VecI end_digit(VecI sum, Sum digit) {
         return digit;
 }
 
-template <WeightType type, bool unpacked>
-struct Quantised {
-    static constexpr int kMaxPanels = unpacked ? kMaxUnpackedPanels : 4, kMaxTile = 12;
-    using Layout = __typeof__([] {
-        if constexpr (unpacked)
-            return Unpacked<type>{};
-        else
-            return Packed<type>{};
-    }());
+// What the blocks of a weight and of x are multiplied with, apart from the integer sums.
+template <class Layout, bool has_minimum, int R, int P, class At>
+FASTSERVE_INLINE void add_links(Vec (&acc)[R][P], const VecI (&sums)[R][P], const uint8_t* w,
+                                int64_t panel_bytes, At at) {
+#pragma GCC unroll 8
+    for (int p = 0; p < P; ++p) {
+        const Vec scale = Layout::scale(w + p * panel_bytes);
+#pragma GCC unroll 8
+        for (int r = 0; r < R; ++r) {
+            const Vec scale_product = mul(scale, as_float(broadcast4(at(r, kScaleOffset))));
+            acc[r][p] = fma(to_float(sums[r][p]), scale_product, acc[r][p]);
+        }
+        if constexpr (has_minimum) {
+            const Vec minimum = Layout::minimum(w + p * panel_bytes);
+#pragma GCC unroll 8
+            for (int r = 0; r < R; ++r)
+                acc[r][p] = fma(minimum, as_float(broadcast4(at(r, kBaseOffset))), acc[r][p]);
+        }
+    }
+}
 
-    const QuantisedBlock* x;
+// The rows of a tile among blocks of x. Two pointers and a stride reach six rows with what an x86 address can
+// express.
+struct RowsOfBlocks {
+    const uint8_t* top;
+    const uint8_t* bottom;
+    int64_t ldx;
+
+    FASTSERVE_INLINE RowsOfBlocks(const void* x, int row, int64_t blocks_per_row, int first_block)
+        : ldx(blocks_per_row * static_cast<int64_t>(sizeof(QuantisedBlock))) {
+        top = static_cast<const uint8_t*>(x) + row * ldx + first_block * int64_t{sizeof(QuantisedBlock)};
+        bottom = top + 3 * ldx;
+    }
+    FASTSERVE_INLINE const uint8_t* at(int r, int64_t offset) const {
+        return (r < 3 ? top + r * ldx : bottom + (r - 3) * ldx) + offset;
+    }
+    FASTSERVE_INLINE void advance() {
+        top += sizeof(QuantisedBlock);
+        bottom += sizeof(QuantisedBlock);
+    }
+};
+
+// What both kinds of tiles know: the product, and the current chunk of the current panels.
+template <WeightType type>
+struct Tiles {
+    static constexpr int kMaxTile = 12;
+
+    const void* x;  // QuantisedBlocks, or WideBlocks
     int64_t blocks_per_row;
     PackedWeight weight;
     float* y;
     int64_t ldy;
-    uint8_t* buffer;  // kMaxUnpackedPanels x kMaxChunkBlocks unpacked blocks
-    // Of the current chunk and panel group:
     const uint8_t* chunk_w;
     int64_t panel_bytes;
     float* chunk_y;
     int num_columns, first_block, num_blocks;
 
-    template <int P>
-    FASTSERVE_INLINE void begin(int panel, int k_begin, int k_end) {
+    Tiles(const MatmulArgs& args, float* y, int64_t ldy)
+        : x(args.scratch), blocks_per_row(args.w.k / kQuantBlock), weight(args.w), y(y), ldy(ldy) {}
+
+    FASTSERVE_INLINE void begin_chunk(int panel, int k_begin, int k_end) {
         first_block = k_begin / kQuantBlock;
         num_blocks = (k_end - k_begin) / kQuantBlock;
         chunk_y = y + int64_t{panel} * kPanel;
         num_columns = weight.n - panel * kPanel;
-        chunk_w = weight.data + panel * weight.panel_bytes + int64_t{first_block} * Packed<type>::kBlockBytes;
         panel_bytes = weight.panel_bytes;
-        if constexpr (unpacked) {
-            panel_bytes = kMaxChunkBlocks * Layout::kBlockBytes;
-            for (int p = 0; p < P; ++p)
-                unpack_panel<type>(chunk_w + p * weight.panel_bytes, num_blocks, buffer + p * panel_bytes);
-            chunk_w = buffer;
-        }
+        chunk_w = weight.data + panel * panel_bytes + int64_t{first_block} * Packed<type>::kBlockBytes;
+    }
+};
+
+template <WeightType type>
+struct FewRows : Tiles<type> {
+    using Layout = Packed<type>;
+    using Tiles<type>::Tiles;
+    static constexpr int kMaxPanels = 4;
+    static constexpr int kAheadBlocks = kAheadBytes / Layout::kBlockBytes;
+
+    template <int P>
+    FASTSERVE_INLINE void begin(int panel, int k_begin, int k_end) {
+        this->begin_chunk(panel, k_begin, k_end);
     }
 
     // sums[r][p] += block w of panel p . the 32 digits at digits(r).
@@ -161,7 +211,7 @@ struct Quantised {
 #pragma GCC unroll 8
             for (int p = 0; p < P; ++p) {
                 VecI low, high;
-                Layout::pair(w + p * panel_bytes, g, low, high);
+                Layout::pair(w + p * this->panel_bytes, g, low, high);
 #pragma GCC unroll 8
                 for (int r = 0; r < R; ++r)
                     running[r][p] = dot<kNarrow>(running[r][p], low, broadcast4(digits(r) + 4 * g));
@@ -175,20 +225,31 @@ struct Quantised {
             for (int p = 0; p < P; ++p) sums[r][p] = end_digit<kNarrow>(sums[r][p], running[r][p]);
     }
 
+    // The block that is read kAheadBlocks from now: of these panels, or of those behind them.
+    template <int P>
+    FASTSERVE_INLINE void prefetch_ahead(const uint8_t* w, int b) const {
+        if constexpr (kAheadBlocks > 0) {
+            const int64_t skipped = b + kAheadBlocks < this->num_blocks ? 0 : (P - 1) * this->panel_bytes;
+            const uint8_t* ahead = w + kAheadBlocks * Layout::kBlockBytes + skipped;
+#pragma GCC unroll 8
+            for (int p = 0; p < P; ++p)
+#pragma GCC unroll 16
+                for (int line = 0; line < Layout::kBlockBytes; line += kVectorBytes)
+                    prefetch(ahead + p * this->panel_bytes + line);
+        }
+    }
+
     template <int R, int P>
     [[gnu::noinline]] void tile(int row) const {
         Vec acc[R][P];
-        float* const out = chunk_y + row * ldy;
-        load_chain(acc, out, ldy, num_columns, first_block == 0);
-        const uint8_t* w = chunk_w;
-        // Two pointers and a stride reach six rows with what an x86 address can express.
-        const int64_t ldx = blocks_per_row * static_cast<int64_t>(sizeof(QuantisedBlock));
-        const auto* top = reinterpret_cast<const uint8_t*>(x + row * blocks_per_row + first_block);
-        const uint8_t* bottom = top + 3 * ldx;
-        for (int b = 0; b < num_blocks; ++b) {
-            const auto at = [=](int r, int64_t offset) __attribute__((always_inline)) {
-                return (r < 3 ? top + r * ldx : bottom + (r - 3) * ldx) + offset;
-            };
+        float* const out = this->chunk_y + row * this->ldy;
+        load_chain(acc, out, this->ldy, this->num_columns, this->first_block == 0);
+        const uint8_t* w = this->chunk_w;
+        RowsOfBlocks rows(this->x, row, this->blocks_per_row, this->first_block);
+        for (int b = 0; b < this->num_blocks; ++b) {
+            const auto at = [=](int r, int64_t offset)
+                                __attribute__((always_inline)) { return rows.at(r, offset); };
+            prefetch_ahead<P>(w, b);
             VecI sums[R][P];
 #pragma GCC unroll 8
             for (int r = 0; r < R; ++r)
@@ -204,51 +265,76 @@ struct Quantised {
                         sums[r][p] = add(sums[r][p], broadcast4(at(r, kBaseOffset)));
                 }
             add_digit(sums, w, [=](int r) __attribute__((always_inline)) { return at(r, kLowOffset); });
-#pragma GCC unroll 8
-            for (int p = 0; p < P; ++p) {
-                const Vec scale = Layout::scale(w + p * panel_bytes);
-#pragma GCC unroll 8
-                for (int r = 0; r < R; ++r) {
-                    const Vec scale_product = mul(scale, as_float(broadcast4(at(r, kScaleOffset))));
-                    acc[r][p] = fma(to_float(sums[r][p]), scale_product, acc[r][p]);
-                }
-                if constexpr (Layout::kHasMinimum) {
-                    const Vec minimum = Layout::minimum(w + p * panel_bytes);
-#pragma GCC unroll 8
-                    for (int r = 0; r < R; ++r)
-                        acc[r][p] = fma(minimum, as_float(broadcast4(at(r, kBaseOffset))), acc[r][p]);
-                }
-            }
-            top += sizeof(QuantisedBlock);
-            bottom += sizeof(QuantisedBlock);
+            add_links<Layout, Layout::kHasMinimum>(acc, sums, w, this->panel_bytes, at);
+            rows.advance();
             w += Layout::kBlockBytes;
         }
-        store_chain(acc, out, ldy, num_columns);
+        store_chain(acc, out, this->ldy, this->num_columns);
     }
 };
 
-template <WeightType type, bool unpacked>
-void run(const MatmulArgs& args, const MatmulPart& part, float* y, int64_t ldy, const MatmulConfig& config) {
-    constexpr int kBufferBytes =
-        unpacked ? kMaxUnpackedPanels * kMaxChunkBlocks * Unpacked<type>::kBlockBytes : 64;
-    alignas(kVectorBytes) uint8_t buffer[kBufferBytes];
-    Quantised<type, unpacked> kind = {};
-    kind.x = static_cast<const QuantisedBlock*>(args.scratch);
-    kind.blocks_per_row = args.w.k / kQuantBlock;
-    kind.weight = args.w;
-    kind.y = y;
-    kind.ldy = ldy;
-    kind.buffer = buffer;
-    walk_tiles(kind, args.w.k, part, config);
-}
+template <WeightType type>
+struct ManyRows : Tiles<type> {
+    using Layout = Unpacked<type>;
+    using Tiles<type>::Tiles;
+    static constexpr int kMaxPanels = kMaxUnpackedPanels;
+    static constexpr int64_t kPanelBytes = kMaxChunkBlocks * Layout::kBlockBytes;
+
+    uint8_t* buffer;  // kMaxUnpackedPanels x kPanelBytes
+
+    template <int P>
+    FASTSERVE_INLINE void begin(int panel, int k_begin, int k_end) {
+        this->begin_chunk(panel, k_begin, k_end);
+        for (int p = 0; p < P; ++p)
+            unpack_panel<type>(this->chunk_w + p * this->panel_bytes, this->num_blocks,
+                               buffer + p * kPanelBytes);
+        this->chunk_w = buffer;
+    }
+
+    template <int R, int P>
+    [[gnu::noinline]] void tile(int row) const {
+        Vec acc[R][P];
+        float* const out = this->chunk_y + row * this->ldy;
+        load_chain(acc, out, this->ldy, this->num_columns, this->first_block == 0);
+        const uint8_t* w = buffer;
+        RowsOfBlocks rows(this->x, row, this->blocks_per_row, this->first_block);
+        for (int b = 0; b < this->num_blocks; ++b) {
+            const auto at = [=](int r, int64_t offset)
+                                __attribute__((always_inline)) { return rows.at(r, offset); };
+            VecI sums[R][P];
+#pragma GCC unroll 8
+            for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+                for (int p = 0; p < P; ++p)
+                    sums[r][p] = Packed<type>::kHasMinimum ? zero_i() : broadcast4(at(r, kBaseOffset));
+#pragma GCC unroll 16
+            for (int j = 0; j < kPairs; ++j)
+#pragma GCC unroll 8
+                for (int p = 0; p < P; ++p) {
+                    const VecI codes = load(w + p * kPanelBytes + Layout::kHeader + j * kVectorBytes);
+#pragma GCC unroll 8
+                    for (int r = 0; r < R; ++r)
+                        sums[r][p] = dot_s16(sums[r][p], codes, broadcast4(at(r, 4 * j)));
+                }
+            add_links<Layout, Packed<type>::kHasMinimum>(acc, sums, w, kPanelBytes, at);
+            rows.advance();
+            w += Layout::kBlockBytes;
+        }
+        store_chain(acc, out, this->ldy, this->num_columns);
+    }
+};
 
 template <WeightType type>
 void run(const MatmulArgs& args, const MatmulPart& part, float* y, int64_t ldy) {
-    const MatmulConfig config = choose_matmul(part.row_end - part.row_begin, type);
-    if (config.chunk > 0)
-        run<type, true>(args, part, y, ldy, config);
-    else
-        run<type, false>(args, part, y, ldy, config);
+    const MatmulConfig config = choose_matmul(args.rows, type);
+    if (!is_wide(args.rows, type)) {
+        FewRows<type> kind(args, y, ldy);
+        return walk_tiles(kind, args.w.k, part, config);
+    }
+    alignas(kVectorBytes) uint8_t buffer[kMaxUnpackedPanels * ManyRows<type>::kPanelBytes];
+    ManyRows<type> kind(args, y, ldy);
+    kind.buffer = buffer;
+    walk_tiles(kind, args.w.k, part, config);
 }
 
 }  // namespace

@@ -11,7 +11,7 @@
 //   load load_n store store_n splat broadcast4 zero zero_i       add sub mul div fma sqrt max min
 //   reduce_add reduce_max  exp  select_below greater_bits        to_int to_float as_int as_float
 //   load_bf16 store_bf16 load_half to_bf16 from_bf16 from_half   bit_and bit_or bit_xor shift_left<>
-//   shift_right<> dot_u8s7 dot_bf16 low_nibbles high_nibbles                   store_low8 store_low16 abs
+//   shift_right<> dot_u8s7 dot_s16 dot_bf16 low_nibbles high_nibbles           store_low8 store_low16 abs
 //   begin_u4s7 dot_u4s7 end_u4s7                                stream stream_fence   prefetch
 //
 // stream is store past the caches, to memory aligned to 64; stream_fence orders it before what is stored

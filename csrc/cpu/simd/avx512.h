@@ -16,6 +16,7 @@ namespace fastserve::FASTSERVE_ISA_NAMESPACE {
 
 // Vec-sized register sets of this ISA: what the accumulators, operands and temporaries of a tile must fit.
 constexpr int kNumRegisters = 32;
+constexpr int kAheadBytes = 0;  // of weights that are prefetched: the stream is read far ahead as it is
 
 struct Vec {
     __m512 v;
@@ -211,6 +212,10 @@ FASTSERVE_INLINE VecI dot_u4s7(VecI running, VecI u, VecI s) {
 }
 FASTSERVE_INLINE VecI end_u4s7(VecI, VecI running) {
     return running;
+}
+// acc[i] + a[2 i] b[2 i] + a[2 i + 1] b[2 i + 1], exactly, for s16 a and b.
+FASTSERVE_INLINE VecI dot_s16(VecI acc, VecI a, VecI b) {
+    return {_mm512_dpwssd_epi32(acc.v, a.v, b.v)};
 }
 // acc[i] + a[2 i + 1] b[2 i + 1] + a[2 i] b[2 i], added in this order, for bfloat16 a and b. Denormals count
 // as 0.

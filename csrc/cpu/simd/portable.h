@@ -21,6 +21,7 @@ constexpr int kNumRegisters = 8;
 #else
 constexpr int kNumRegisters = 4;
 #endif
+constexpr int kAheadBytes = 0;  // of weights that are prefetched
 
 struct Vec {
     Float4 q[4];
@@ -302,6 +303,18 @@ FASTSERVE_INLINE VecI dot_u4s7(VecI running, VecI u, VecI s) {
 }
 FASTSERVE_INLINE VecI end_u4s7(VecI, VecI running) {
     return running;
+}
+// Lane i: a[2 i] b[2 i] + a[2 i + 1] b[2 i + 1] for s16.
+FASTSERVE_INLINE Int4 dot2(Int4 a, Int4 b) {
+#if defined(__SSE2__)
+    return (Int4)_mm_madd_epi16((__m128i)a, (__m128i)b);
+#else
+    return (a << 16 >> 16) * (b << 16 >> 16) + (a >> 16) * (b >> 16);
+#endif
+}
+// acc[i] + a[2 i] b[2 i] + a[2 i + 1] b[2 i + 1], exactly, for s16 a and b.
+FASTSERVE_INLINE VecI dot_s16(VecI acc, VecI a, VecI b) {
+    FASTSERVE_EACH(VecI, acc.q[i] + dot2(a.q[i], b.q[i]));
 }
 // acc[i] + a[2 i + 1] b[2 i + 1] + a[2 i] b[2 i], added in this order, for bfloat16 a and b.
 FASTSERVE_INLINE Vec dot_bf16(Vec acc, VecI a, VecI b) {
