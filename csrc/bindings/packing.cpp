@@ -17,8 +17,8 @@ namespace {
 using Address = uintptr_t;
 using Range = std::pair<int64_t, int64_t>;
 
-void pack_gguf(PackedBuffer& buffer, uint32_t gguf_type, Address address, int64_t file_k, Range rows, Range cols,
-          int64_t at) {
+void pack_gguf(PackedBuffer& buffer, uint32_t gguf_type, Address address, int64_t file_k, Range rows,
+               Range cols, int64_t at) {
     pack_slice({.gguf_type = gguf_type,
                 .data = reinterpret_cast<const uint8_t*>(address),
                 .file_k = file_k,

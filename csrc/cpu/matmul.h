@@ -27,7 +27,8 @@ struct MatmulPart {
 
 MatmulConfig choose_matmul(int m, WeightType type);
 
-// Whether m rows of activations go into WideBlocks, for quantised weights that are unpacked a chunk at a time.
+// Whether m rows of activations go into WideBlocks, for quantised weights that are unpacked a chunk at a
+// time.
 bool is_wide(int m, WeightType type);
 
 // What one of num_threads computes of `rows` x `panels`: panels are divided first, rows too where that leaves

@@ -1,4 +1,5 @@
-// What launchers throw, out of line: the standard's strings and exceptions are a second of nvcc's time in each file.
+// What launchers throw, out of line: the standard's strings and exceptions are a second of nvcc's time in
+// each file.
 #pragma once
 
 namespace fastserve::cuda {
