@@ -156,7 +156,7 @@ class KvCache:
 
 class Program:
     num_ops: int
-    ops: list[tuple[str, str, str, str]]
+    ops: list[tuple[str, str, str]]
     def __init__(
         self,
         *,

@@ -36,7 +36,7 @@ SHORT_PROMPTS = (
 )
 PROMPTS = (*SHORT_PROMPTS, "\n\n".join(SHORT_PROMPTS))  # the last one is longer than the small steps below
 NUM_TOKENS = 64
-FEW_TOKENS = 24  # of answers compared with the beginnings of longer ones
+FEW_TOKENS = 32  # of answers compared with the beginnings of longer ones
 NEAR_TIE = 0.1  # of two logits: below it, sums in another order may choose otherwise
 LIMITS: dict[str, Any] = {"max_model_len": 512, "kv_cache_bytes": 64 << 20, "shares": "equal"}
 # 20 to 36 blocks of 16 tokens, where the requests that run at a time would like 100; prompts in chunks of at most 16.
@@ -111,7 +111,7 @@ def house(request: pytest.FixtureRequest, smollm2_path: Path) -> Iterator[House]
 
 
 def test_one_at_a_time_is_as_all_together(house: House) -> None:
-    for index in (0, 7, 13, 19):
+    for index in (0, 2, 7, 13, 19):
         (alone,) = house.llm.generate(PROMPTS[index], greedy(max_tokens=FEW_TOKENS))
         assert bits(alone) == house.beginnings[index]
 
@@ -139,7 +139,7 @@ def test_small_steps_and_few_blocks_change_nothing(house: House) -> None:
 def test_seeded_draws_are_the_same_alone_and_in_a_batch(house: House) -> None:
     params = [seeded(seed) for seed in range(len(PROMPTS))]
     batch = house.llm.generate(PROMPTS, params)
-    for index in (1, 6, 19):
+    for index in (1, 6, 11, 19):
         (alone,) = house.llm.generate(PROMPTS[index], params[index])
         assert bits(alone) == bits(batch[index])
     # The seed is heard: with another one, something else is drawn.

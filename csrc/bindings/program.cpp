@@ -187,11 +187,10 @@ py::bytes read_buffer(const Program& p, size_t offset, size_t bytes) {
     return {reinterpret_cast<const char*>(p.buffer(offset)), bytes};
 }
 
-std::vector<std::tuple<std::string, std::string, std::string, std::string>> describe_ops(const Program& p) {
-    std::vector<std::tuple<std::string, std::string, std::string, std::string>> described;
+std::vector<std::tuple<std::string, std::string, std::string>> describe_ops(const Program& p) {
+    std::vector<std::tuple<std::string, std::string, std::string>> described;
     for (const Op& op : p.ops())
-        described.emplace_back(name_of(op.args), shape_of(op.args), arithmetic_of(op.args),
-                               op.rows == Rows::tokens ? "tokens" : "samples");
+        described.emplace_back(name_of(op.args), shape_of(op.args), arithmetic_of(op.args));
     return described;
 }
 
@@ -262,14 +261,12 @@ void bind_program(py::module_& m) {
              py::arg("exchange") = nullptr)
         .def_property_readonly("num_ops", [](const Program& p) { return p.ops().size(); })
         .def_property_readonly("ops", &describe_ops,
-                               "(name, shape, arithmetic, rows) of each, in the order in which they run.")
+                               "(name, shape, arithmetic) of each, in the order in which they run.")
         .def("record_timeline", &Program::record_timeline, "Times every pass from now on.")
         .def("take_passes", &take_passes,
-             "The passes since the last time: (num_tokens, num_samples, costs, spans). Of each op the bytes "
-             "and "
-             "operations, and of each of its threads when it began and ended, in ns of time.monotonic_ns; "
-             "zeros "
-             "for an op without rows. None if no timeline is recorded.")
+             "The passes since the last time: (num_tokens, num_samples, costs, spans). Of each op the bytes\n"
+             "and operations, and of each of its threads when it began and ended, in ns of\n"
+             "time.monotonic_ns; zeros for an op without rows. None if no timeline is recorded.")
         .def("allocate_arena", &Program::allocate_arena, py::arg("num_bytes"))
         .def("read_buffer", &read_buffer, py::arg("offset"), py::arg("num_bytes"))
         .def("commit_faults", &commit_faults, py::arg("faults"),

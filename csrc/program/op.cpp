@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <iterator>
 
+#include "weights/packed_layout.h"
+
 namespace fastserve {
 
 namespace {
@@ -20,12 +22,9 @@ OpCost of_values(int64_t rows, int64_t values, int64_t operations_per_value = 0)
     return {kFloatBytes * rows * values, rows * values * operations_per_value};
 }
 
-int64_t bytes_of(const PackedWeight& w) {
-    return (int64_t{w.n} + kPanel - 1) / kPanel * w.panel_bytes;
-}
-
 OpCost cost_of_matmul(const MatmulArgs& a, int64_t rows) {
-    return {bytes_of(a.w) + kFloatBytes * rows * (a.w.k + a.w.n), 2 * rows * a.w.n * a.w.k};
+    return {packed_bytes(a.w.type, a.w.n, a.w.k) + kFloatBytes * rows * (a.w.k + a.w.n),
+            2 * rows * a.w.n * a.w.k};
 }
 
 int64_t element_bytes(KvType type) {
@@ -48,14 +47,12 @@ OpCost cost_of_attention(const PagedAttentionArgs& a, int64_t rows) {
 }
 
 std::string product_shape(const PackedWeight& w) {
-    constexpr const char* kTypes[] = {"f32", "f16", "bf16", "q8", "q4", "q4m"};
-    return std::string(kTypes[static_cast<int>(w.type)]) + " " + std::to_string(w.n) + "x" +
-           std::to_string(w.k);
+    return std::string(weight_type_name(w.type)) + " " + std::to_string(w.n) + "x" + std::to_string(w.k);
 }
 
 const char* arithmetic_of_weight(WeightType type) {
-    if (type == WeightType::f32 || type == WeightType::f16) return "f32";
-    return type == WeightType::bf16 ? "bf16" : "int8";
+    if (is_quantised(type)) return "int8";
+    return type == WeightType::bf16 ? "bf16" : "f32";
 }
 
 }  // namespace

@@ -11,7 +11,7 @@ from typing import Literal
 
 from fastserve import _C
 from fastserve.benchmark.report import duration
-from fastserve.benchmark.roofs import Arithmetic, Roofs, Work
+from fastserve.benchmark.roofs import ARITHMETIC, Arithmetic, Roofs, Work
 
 Phase = Literal["prefill", "decode"]
 BETWEEN = "between ops"  # barriers, and what the loop itself takes
@@ -72,22 +72,20 @@ def take_passes(program: _C.Program) -> list[Pass]:
 
 
 def _spans(
-    ops: Sequence[tuple[str, str, str, str]],
+    ops: Sequence[tuple[str, str, str]],
     costs: Sequence[tuple[int, int]],
     spans: Sequence[Sequence[tuple[int, int]]],
 ) -> Iterator[OpSpan]:
-    for (op, shape, arithmetic, _), (num_bytes, num_operations), threads in zip(
-        ops, costs, spans, strict=True
-    ):
+    for (op, shape, arithmetic), (num_bytes, num_operations), threads in zip(ops, costs, spans, strict=True):
         if any(end for _, end in threads):
             work = Work(num_bytes, num_operations, _arithmetic(arithmetic))
             yield OpSpan(op, shape, work, tuple((begin / 1e9, end / 1e9) for begin, end in threads))
 
 
 def _arithmetic(name: str) -> Arithmetic:
-    if name not in ("f32", "bf16", "int8"):
+    if name not in ARITHMETIC:
         raise ValueError(f"unknown arithmetic {name!r}")
-    return name  # type: ignore[return-value]  # narrowed above
+    return name
 
 
 @dataclass(frozen=True, slots=True)
