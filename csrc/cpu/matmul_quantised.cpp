@@ -23,8 +23,7 @@ constexpr int kScaleOffset = offsetof(QuantisedBlock, scale), kBaseOffset = offs
 static_assert(sizeof(QuantisedBlock) == 2 * kQuantBlock + 8);  // matmul_scratch_bytes
 static_assert(offsetof(WideBlock, codes) == 0 && offsetof(WideBlock, scale) == kScaleOffset &&
               offsetof(WideBlock, base) == kBaseOffset);
-constexpr int kMaxChunkBlocks = 16;    // choose_matmul's chunk of 512
-constexpr int kMaxUnpackedPanels = 2;  // choose_matmul's max_panels with a chunk
+constexpr int kMaxChunkBlocks = 16;  // choose_matmul's chunk of 512
 
 // How a panel's block is laid out, packed. pair(block, g) yields the codes of groups g and g + 4.
 template <WeightType type>
@@ -189,7 +188,7 @@ template <WeightType type>
 struct FewRows : Tiles<type> {
     using Layout = Packed<type>;
     using Tiles<type>::Tiles;
-    static constexpr int kMaxPanels = 4;
+    static constexpr int kMaxPanels = 1;
     static constexpr int kAheadBlocks = kAheadBytes / Layout::kBlockBytes;
 
     template <int P>
@@ -239,6 +238,33 @@ struct FewRows : Tiles<type> {
         }
     }
 
+    // The sum of one row and one panel, both digits in one pass: four chains hide the latency that other tiles
+    // hide by having many sums.
+    FASTSERVE_INLINE VecI lone_sum(const uint8_t* w, const uint8_t* block) const {
+        constexpr bool kNarrow = Layout::kNarrow;
+        const uint8_t* const digits[2] = {block + kHighOffset, block + kLowOffset};
+        decltype(begin_digit<kNarrow>(zero_i())) running[2][2];
+#pragma GCC unroll 8
+        for (auto& chains : running) chains[0] = chains[1] = begin_digit<kNarrow>(zero_i());
+#pragma GCC unroll 8
+        for (int g = 0; g < kGroups / 2; ++g) {
+            VecI low, high;
+            Layout::pair(w, g, low, high);
+#pragma GCC unroll 8
+            for (int d = 0; d < 2; ++d) {
+                running[d][0] = dot<kNarrow>(running[d][0], low, broadcast4(digits[d] + 4 * g));
+                running[d][1] = dot<kNarrow>(running[d][1], high, broadcast4(digits[d] + 4 * g + 16));
+            }
+        }
+        VecI sums[2];
+#pragma GCC unroll 8
+        for (int d = 0; d < 2; ++d)
+            sums[d] = add(end_digit<kNarrow>(zero_i(), running[d][0]), end_digit<kNarrow>(zero_i(), running[d][1]));
+        VecI sum = add(shift_left<kDigitBits>(sums[0]), sums[1]);
+        if constexpr (!Layout::kHasMinimum) sum = add(sum, broadcast4(block + kBaseOffset));
+        return sum;
+    }
+
     template <int R, int P>
     [[gnu::noinline]] void tile(int row) const {
         Vec acc[R][P];
@@ -251,6 +277,13 @@ struct FewRows : Tiles<type> {
                                 __attribute__((always_inline)) { return rows.at(r, offset); };
             prefetch_ahead<P>(w, b);
             VecI sums[R][P];
+            if constexpr (R == 1 && P == 1) {
+                sums[0][0] = lone_sum(w, at(0, 0));
+                add_links<Layout, Layout::kHasMinimum>(acc, sums, w, this->panel_bytes, at);
+                rows.advance();
+                w += Layout::kBlockBytes;
+                continue;
+            }
 #pragma GCC unroll 8
             for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
@@ -277,10 +310,10 @@ template <WeightType type>
 struct ManyRows : Tiles<type> {
     using Layout = Unpacked<type>;
     using Tiles<type>::Tiles;
-    static constexpr int kMaxPanels = kMaxUnpackedPanels;
+    static constexpr int kMaxPanels = 1;
     static constexpr int64_t kPanelBytes = kMaxChunkBlocks * Layout::kBlockBytes;
 
-    uint8_t* buffer;  // kMaxUnpackedPanels x kPanelBytes
+    uint8_t* buffer;  // kPanelBytes
 
     template <int P>
     FASTSERVE_INLINE void begin(int panel, int k_begin, int k_end) {
@@ -331,7 +364,7 @@ void run(const MatmulArgs& args, const MatmulPart& part, float* y, int64_t ldy) 
         FewRows<type> kind(args, y, ldy);
         return walk_tiles(kind, args.w.k, part, config);
     }
-    alignas(kVectorBytes) uint8_t buffer[kMaxUnpackedPanels * ManyRows<type>::kPanelBytes];
+    alignas(kVectorBytes) uint8_t buffer[ManyRows<type>::kPanelBytes];
     ManyRows<type> kind(args, y, ldy);
     kind.buffer = buffer;
     walk_tiles(kind, args.w.k, part, config);

@@ -60,11 +60,11 @@ FASTSERVE_INLINE void walk_chunks(Kind& kind, int k, const MatmulPart& part, int
 template <class Kind>
 void walk_tiles(Kind& kind, int k, const MatmulPart& part, const MatmulConfig& config) {
     int panel = part.panel_begin;
-    if constexpr (kNumRegisters >= 32) {
-        if constexpr (Kind::kMaxPanels >= 4)
-            for (; config.max_panels >= 4 && panel + 4 <= part.panel_end; panel += 4)
-                walk_chunks<4>(kind, k, part, panel, config);
-        for (; panel + 2 <= part.panel_end; panel += 2) walk_chunks<2>(kind, k, part, panel, config);
+    if constexpr (kNumRegisters >= 32 && Kind::kMaxPanels >= 4) {
+        for (; config.max_panels >= 4 && panel + 4 <= part.panel_end; panel += 4)
+            walk_chunks<4>(kind, k, part, panel, config);
+        for (; config.max_panels >= 2 && panel + 2 <= part.panel_end; panel += 2)
+            walk_chunks<2>(kind, k, part, panel, config);
     }
     for (; panel < part.panel_end; ++panel) walk_chunks<1>(kind, k, part, panel, config);
 }
