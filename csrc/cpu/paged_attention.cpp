@@ -26,7 +26,7 @@ namespace {
 constexpr int32_t kMaxHeadDim = 256;
 constexpr int32_t kTileRows = 8;
 constexpr int32_t kMaxQueries = 32;      // of one pass: 32 KB of running values, half of L1 at head dim 256
-constexpr int32_t kRegisterQueries = 4;  // that share a loaded vector
+constexpr int32_t kRegisterQueries = kNumRegisters < 32 ? 4 : 6;  // that share a loaded vector
 constexpr int32_t kPartitionBlocks = kPartitionSize / kBlockSize;
 constexpr int64_t kRowCost = 32;  // a row's fixed cost, in keys
 
@@ -68,59 +68,83 @@ void load_query(const float* q, int32_t e, uint16_t* out) {
     for (int32_t i = 0; i < e; ++i) out[i] = to_bf16(q[i]);
 }
 
-// A step of the dot products of 16 keys: one dimension of f32, two of bf16.
-constexpr int32_t step_dims(const float*) {
-    return 1;
-}
-constexpr int32_t step_dims(const uint16_t*) {
-    return 2;
-}
+// What one multiplication adds to a lane: of scores so many dimensions, of values so many keys. Pairs of bf16 lie in
+// one lane.
+template <class Float>
+constexpr int32_t kStep = sizeof(float) / sizeof(Float);
+
 FASTSERVE_INLINE Vec dot_step(Vec sum, const float* q, const float* k) {
     return fma(splat(*q), load(k), sum);
 }
 FASTSERVE_INLINE Vec dot_step(Vec sum, const uint16_t* q, const uint16_t* k) {
     return dot_bf16(sum, broadcast4(q), load(k));
 }
-FASTSERVE_INLINE Vec load_values(const float* v) {
-    return load(v);
+// 16 dimensions of a step's keys. Of a bf16 key that a query doesn't see, kNoValues are read.
+alignas(64) constexpr uint16_t kNoValues[kMaxHeadDim] = {};
+
+FASTSERVE_INLINE Vec load_values(const float* v, int32_t, bool, bool, int32_t d) {
+    return load(v + d);
 }
-FASTSERVE_INLINE Vec load_values(const uint16_t* v) {
-    return load_bf16(v);
+FASTSERVE_INLINE VecI load_values(const uint16_t* v, int32_t e, bool has_first, bool has_second, int32_t d) {
+    return load_pairs((has_first ? v : kNoValues) + d, (has_second ? v + e : kNoValues) + d);
 }
-FASTSERVE_INLINE Vec load_values_n(const float* v, int32_t n) {
-    return load_n(v, n);
+FASTSERVE_INLINE Vec value_step(Vec sum, const float* weight, Vec values) {
+    return fma(splat(*weight), values, sum);
 }
-FASTSERVE_INLINE Vec load_values_n(const uint16_t* v, int32_t n) {
-    uint16_t lanes[kLanes] = {};
-    for (int32_t i = 0; i < n; ++i) lanes[i] = v[i];
-    return load_bf16(lanes);
+FASTSERVE_INLINE Vec value_step(Vec sum, const uint16_t* weights, VecI values) {
+    return dot_bf16(sum, broadcast4(weights), values);
+}
+FASTSERVE_INLINE Vec load_value_tail(const float* v, int32_t, bool, bool, int32_t d, int32_t n) {
+    return load_n(v + d, n);
+}
+FASTSERVE_INLINE VecI load_value_tail(const uint16_t* v, int32_t e, bool has_first, bool has_second, int32_t d,
+                                      int32_t n) {
+    uint16_t first[kLanes] = {}, second[kLanes] = {};
+    for (int32_t i = 0; i < n; ++i) {
+        if (has_first) first[i] = v[d + i];
+        if (has_second) second[i] = v[e + d + i];
+    }
+    return load_pairs(first, second);
+}
+
+// Stores e^x of 16 keys, and returns it as it is multiplied: rounded to the cache's element.
+FASTSERVE_INLINE Vec store_weights(float* to, Vec x) {
+    const Vec weights = exp(x);
+    store(to, weights);
+    return weights;
+}
+FASTSERVE_INLINE Vec store_weights(uint16_t* to, Vec x) {
+    const VecI weights = to_bf16(exp_weight(x));
+    store_low16(to, weights);
+    return as_float(shift_left<16>(weights));
 }
 
 // scores[j][16 b ..] of `kBlocks` blocks from b on: each lane sums its dimensions in ascending order.
 template <int kQueries, int kBlocks, class Float>
 void score_blocks(const Float* const* q, const Float* const* k, int32_t e, float scale,
                   float (*scores)[kPartitionSize], int32_t b) {
-    constexpr int32_t kDims = step_dims(static_cast<const Float*>(nullptr));
     Vec sums[kQueries][kBlocks];
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int j = 0; j < kQueries; ++j)
-#pragma GCC unroll 4
+#pragma GCC unroll 8
         for (int n = 0; n < kBlocks; ++n) sums[j][n] = zero();
-    for (int32_t i = 0; i < e; i += kDims)
-#pragma GCC unroll 4
+    for (int32_t i = 0; i < e; i += kStep<Float>)
+#pragma GCC unroll 8
         for (int j = 0; j < kQueries; ++j)
-#pragma GCC unroll 4
+#pragma GCC unroll 8
             for (int n = 0; n < kBlocks; ++n)
                 sums[j][n] = dot_step(sums[j][n], q[j] + i, k[b + n] + i * kBlockSize);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int j = 0; j < kQueries; ++j)
-#pragma GCC unroll 4
+#pragma GCC unroll 8
         for (int n = 0; n < kBlocks; ++n)
             store(scores[j] + (b + n) * kBlockSize, mul(sums[j][n], splat(scale)));
 }
 
-// Scores [begin, end) of a partition become e^(score - highest); lanes outside become 0.
-void exponentials(float* scores, int32_t begin, int32_t end, float* highest, float* sum) {
+// Of scores [begin, end) of a partition, e^(score - highest), rounded as values are multiplied with it; lanes outside
+// become e^-87 or 0: no sum notices, and no value is multiplied with them.
+template <class Float>
+void exponentials(float* scores, int32_t begin, int32_t end, Float* weights, float* highest, float* sum) {
     const Vec nothing = splat(-__builtin_inff());
     const int32_t first = begin / kBlockSize, last = (end - 1) / kBlockSize;
     Vec top = nothing;
@@ -135,50 +159,52 @@ void exponentials(float* scores, int32_t begin, int32_t end, float* highest, flo
     *highest = reduce_max(top);
     Vec total = zero();
     for (int32_t b = first; b <= last; ++b) {
-        const Vec weight = exp(sub(load(scores + b * kBlockSize), splat(*highest)));
-        store(scores + b * kBlockSize, weight);
-        total = add(total, weight);
+        const Vec x = sub(load(scores + b * kBlockSize), splat(*highest));
+        total = add(total, store_weights(weights + b * kBlockSize, x));
     }
     *sum = reduce_add(total);
 }
 
-// values[j][d ..] += weights[j][key] * v[key][d ..] over keys [begin, end), in ascending order; kVecs vectors
-// wide.
+// values[j][d ..] += weights[j][key] * v[key][d ..] over keys [begin, end), in ascending order of steps; kVecs
+// vectors wide.
 template <int kQueries, int kVecs, class Float>
-void add_values(const float* const* weights, const Float* const* v, int32_t begin, int32_t end, int32_t e,
+void add_values(const Float* const* weights, const Float* const* v, int32_t begin, int32_t end, int32_t e,
                 int32_t d, float* const* values) {
     Vec sums[kQueries][kVecs];
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int j = 0; j < kQueries; ++j)
-#pragma GCC unroll 4
+#pragma GCC unroll 8
         for (int n = 0; n < kVecs; ++n) sums[j][n] = load(values[j] + d + n * kLanes);
-    for (int32_t key = begin; key < end; ++key) {
-        const Float* row = v[key / kBlockSize] + key % kBlockSize * e + d;
-#pragma GCC unroll 4
-        for (int j = 0; j < kQueries; ++j)
-#pragma GCC unroll 4
-            for (int n = 0; n < kVecs; ++n)
-                sums[j][n] = fma(splat(weights[j][key]), load_values(row + n * kLanes), sums[j][n]);
+    for (int32_t key = begin / kStep<Float> * kStep<Float>; key < end; key += kStep<Float>) {
+        const Float* row = v[key / kBlockSize] + key % kBlockSize * e;
+#pragma GCC unroll 8
+        for (int n = 0; n < kVecs; ++n) {
+            const auto step = load_values(row, e, key >= begin, key + 1 < end, d + n * kLanes);
+#pragma GCC unroll 8
+            for (int j = 0; j < kQueries; ++j) sums[j][n] = value_step(sums[j][n], weights[j] + key, step);
+        }
     }
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int j = 0; j < kQueries; ++j)
-#pragma GCC unroll 4
+#pragma GCC unroll 8
         for (int n = 0; n < kVecs; ++n) store(values[j] + d + n * kLanes, sums[j][n]);
 }
 
 // The last e % 16 dimensions.
 template <class Float>
-void add_value_tail(const float* weights, const Float* const* v, int32_t begin, int32_t end, int32_t e,
+void add_value_tail(const Float* weights, const Float* const* v, int32_t begin, int32_t end, int32_t e,
                     float* values) {
     const int32_t n = e % kLanes, d = e - n;
     Vec sum = load(values + d);
-    for (int32_t key = begin; key < end; ++key)
-        sum = fma(splat(weights[key]), load_values_n(v[key / kBlockSize] + key % kBlockSize * e + d, n), sum);
+    for (int32_t key = begin / kStep<Float> * kStep<Float>; key < end; key += kStep<Float>) {
+        const Float* row = v[key / kBlockSize] + key % kBlockSize * e;
+        sum = value_step(sum, weights + key, load_value_tail(row, e, key >= begin, key + 1 < end, d, n));
+    }
     store(values + d, sum);
 }
 
 template <int kQueries, class Float>
-void add_all_values(const float* const* weights, const Float* const* v, int32_t begin, int32_t end, int32_t e,
+void add_all_values(const Float* const* weights, const Float* const* v, int32_t begin, int32_t end, int32_t e,
                     float* const* values) {
     if (begin >= end) return;
     constexpr int32_t kVecs = accumulators_per_query<Vec>(kQueries);
@@ -211,11 +237,12 @@ template <int kQueries, class Float>
 void attend(const Partition<Float>& partition, int32_t e, float scale, Pass<Float>* pass,
             const int32_t* idx) {
     alignas(64) float scores[kQueries][kPartitionSize];
+    alignas(64) Float rounded[kQueries][kPartitionSize];
     alignas(64) float parts[kQueries][kMaxHeadDim];
     int32_t begins[kQueries], ends[kQueries];
     int32_t first = kPartitionSize, last = 0, all_begin = 0, all_end = kPartitionSize;
     const Float* q[kQueries];
-    const float* weights[kQueries];
+    const Float* weights[kQueries];
     float* values[kQueries];
     for (int j = 0; j < kQueries; ++j) {
         const Query& query = pass->queries[idx[j]];
@@ -226,7 +253,7 @@ void attend(const Partition<Float>& partition, int32_t e, float scale, Pass<Floa
         all_begin = begins[j] > all_begin ? begins[j] : all_begin;
         all_end = ends[j] < all_end ? ends[j] : all_end;
         q[j] = pass->q[idx[j]];
-        weights[j] = scores[j];
+        weights[j] = rounded[j];
         values[j] = parts[j];
         for (int32_t d = 0; d < e; d += kLanes) store(parts[j] + d, zero());
     }
@@ -237,9 +264,11 @@ void attend(const Partition<Float>& partition, int32_t e, float scale, Pass<Floa
         score_blocks<kQueries, kBlocks>(q, partition.k, e, scale, scores, b);
     for (; b < end_block; ++b) score_blocks<kQueries, 1>(q, partition.k, e, scale, scores, b);
     float highest[kQueries], sums[kQueries];
-    for (int j = 0; j < kQueries; ++j) exponentials(scores[j], begins[j], ends[j], &highest[j], &sums[j]);
+    for (int j = 0; j < kQueries; ++j) exponentials(scores[j], begins[j], ends[j], rounded[j], &highest[j], &sums[j]);
     // Each query's keys in ascending order: its own before those that all see, these together, its own
-    // behind.
+    // behind, cut between steps.
+    all_begin = (all_begin + kStep<Float> - 1) / kStep<Float> * kStep<Float>;
+    all_end = all_end / kStep<Float> * kStep<Float>;
     if (all_begin > all_end) all_begin = all_end = kPartitionSize;
     for (int j = 0; j < kQueries; ++j) {
         const int32_t end = ends[j] < all_begin ? ends[j] : all_begin;
@@ -258,6 +287,10 @@ void attend_any(const Partition<Float>& partition, int32_t e, float scale, Pass<
     if (num == 1) return attend<1>(partition, e, scale, pass, idx);
     if (num == 2) return attend<2>(partition, e, scale, pass, idx);
     if (num == 3) return attend<3>(partition, e, scale, pass, idx);
+    if constexpr (kRegisterQueries == 6) {
+        if (num == 5) return attend<5>(partition, e, scale, pass, idx);
+        if (num == 6) return attend<6>(partition, e, scale, pass, idx);
+    }
     attend<4>(partition, e, scale, pass, idx);
 }
 

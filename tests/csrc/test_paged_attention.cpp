@@ -146,7 +146,8 @@ void equals_softmax_in_double(const OpTable& ops) {
         Cache cache(c, c.length, false);
         const Ints slots = {0, 0, 0, 1, 1, 1, 1, 1}, positions = {0, 15, 16, 254, 255, 256, 511, 599};
         const Floats out = attend(ops, c, cache, slots, positions, 2);
-        CHECK(worst_error(out, expected(c, cache, slots, positions), 0.1) < 3e-5);
+        const double limit = c.type == KvType::f32 ? 3e-5 : 1e-2;  // beside bf16 values, weights are bf16 too
+        CHECK(worst_error(out, expected(c, cache, slots, positions), 0.1) < limit);
     }
 }
 

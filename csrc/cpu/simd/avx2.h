@@ -227,6 +227,13 @@ FASTSERVE_INLINE Vec load_bf16(const uint16_t* p) {
                        _mm256_cvtepu16_epi32(_mm_loadu_si128(q + 1))};
     return as_float(shift_left<16>(wide));
 }
+// Lane i: the pair (a[i], b[i]).
+FASTSERVE_INLINE VecI load_pairs(const uint16_t* a, const uint16_t* b) {
+    const __m256i first = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(a));
+    const __m256i second = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(b));
+    const __m256i low = _mm256_unpacklo_epi16(first, second), high = _mm256_unpackhi_epi16(first, second);
+    return {_mm256_permute2x128_si256(low, high, 0x20), _mm256_permute2x128_si256(low, high, 0x31)};
+}
 FASTSERVE_INLINE Vec load_half(const uint16_t* p) {
     const auto* q = reinterpret_cast<const __m128i*>(p);
     return {_mm256_cvtph_ps(_mm_loadu_si128(q)), _mm256_cvtph_ps(_mm_loadu_si128(q + 1))};

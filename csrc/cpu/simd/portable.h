@@ -260,6 +260,10 @@ FASTSERVE_INLINE VecI load_u16(const uint16_t* p) {
 FASTSERVE_INLINE Vec load_bf16(const uint16_t* p) {
     return as_float(shift_left<16>(load_u16(p)));
 }
+// Lane i: the pair (a[i], b[i]).
+FASTSERVE_INLINE VecI load_pairs(const uint16_t* a, const uint16_t* b) {
+    return bit_or(load_u16(a), shift_left<16>(load_u16(b)));
+}
 // The exponent is rebased by a product with 2^112, which is exact for denormal halves too.
 FASTSERVE_INLINE Vec half_to_float(VecI bits) {
     const VecI sign = shift_left<16>(bit_and(bits, splat(int32_t{0x8000})));
