@@ -21,8 +21,9 @@ int ceil_div(int a, int b) {
 MatmulConfig choose_matmul(int m, WeightType type) {
     if (kNumRegisters < 32)
         return {.max_rows = kMaxTileRows, .max_panels = 1, .chunk = m > kMaxTileRows ? 512 : 0};
-    // One panel at a time is one long stream of weights, which the prefetchers follow from panel to panel: a core of a
-    // Zen 4 reads 36 GB/s of DRAM so, and 17 in four streams side by side, each as short as a panel of 576 weights.
+    // One panel at a time is one long stream of weights, which the prefetchers follow from panel to panel: a
+    // core of a Zen 4 reads 36 GB/s of DRAM so, and 17 in four streams side by side, each as short as a panel
+    // of 576 weights.
     const int rows_of_one_panel = is_quantised(type) ? m : type == WeightType::bf16 ? kMaxTileRows : 2;
     if (m <= rows_of_one_panel)
         return {.max_rows = kMaxTileRows, .max_panels = 1, .chunk = m > kMaxTileRows ? 2048 : 0};

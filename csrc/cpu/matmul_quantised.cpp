@@ -238,8 +238,8 @@ struct FewRows : Tiles<type> {
         }
     }
 
-    // The sum of one row and one panel, both digits in one pass: four chains hide the latency that other tiles
-    // hide by having many sums.
+    // The sum of one row and one panel, both digits in one pass: four chains hide the latency that other
+    // tiles hide by having many sums.
     FASTSERVE_INLINE VecI lone_sum(const uint8_t* w, const uint8_t* block) const {
         constexpr bool kNarrow = Layout::kNarrow;
         const uint8_t* const digits[2] = {block + kHighOffset, block + kLowOffset};
@@ -259,7 +259,8 @@ struct FewRows : Tiles<type> {
         VecI sums[2];
 #pragma GCC unroll 8
         for (int d = 0; d < 2; ++d)
-            sums[d] = add(end_digit<kNarrow>(zero_i(), running[d][0]), end_digit<kNarrow>(zero_i(), running[d][1]));
+            sums[d] =
+                add(end_digit<kNarrow>(zero_i(), running[d][0]), end_digit<kNarrow>(zero_i(), running[d][1]));
         VecI sum = add(shift_left<kDigitBits>(sums[0]), sums[1]);
         if constexpr (!Layout::kHasMinimum) sum = add(sum, broadcast4(block + kBaseOffset));
         return sum;

@@ -25,7 +25,7 @@ namespace {
 
 constexpr int32_t kMaxHeadDim = 256;
 constexpr int32_t kTileRows = 8;
-constexpr int32_t kMaxQueries = 32;      // of one pass: 32 KB of running values, half of L1 at head dim 256
+constexpr int32_t kMaxQueries = 32;  // of one pass: 32 KB of running values, half of L1 at head dim 256
 constexpr int32_t kRegisterQueries = kNumRegisters < 32 ? 4 : 6;  // that share a loaded vector
 constexpr int32_t kPartitionBlocks = kPartitionSize / kBlockSize;
 constexpr int64_t kRowCost = 32;  // a row's fixed cost, in keys
@@ -68,8 +68,8 @@ void load_query(const float* q, int32_t e, uint16_t* out) {
     for (int32_t i = 0; i < e; ++i) out[i] = to_bf16(q[i]);
 }
 
-// What one multiplication adds to a lane: of scores so many dimensions, of values so many keys. Pairs of bf16 lie in
-// one lane.
+// What one multiplication adds to a lane: of scores so many dimensions, of values so many keys. Pairs of bf16
+// lie in one lane.
 template <class Float>
 constexpr int32_t kStep = sizeof(float) / sizeof(Float);
 
@@ -97,8 +97,8 @@ FASTSERVE_INLINE Vec value_step(Vec sum, const uint16_t* weights, VecI values) {
 FASTSERVE_INLINE Vec load_value_tail(const float* v, int32_t, bool, bool, int32_t d, int32_t n) {
     return load_n(v + d, n);
 }
-FASTSERVE_INLINE VecI load_value_tail(const uint16_t* v, int32_t e, bool has_first, bool has_second, int32_t d,
-                                      int32_t n) {
+FASTSERVE_INLINE VecI load_value_tail(const uint16_t* v, int32_t e, bool has_first, bool has_second,
+                                      int32_t d, int32_t n) {
     uint16_t first[kLanes] = {}, second[kLanes] = {};
     for (int32_t i = 0; i < n; ++i) {
         if (has_first) first[i] = v[d + i];
@@ -120,20 +120,25 @@ FASTSERVE_INLINE Vec store_weights(uint16_t* to, Vec x) {
 }
 
 // scores[j][16 b ..] of `kBlocks` blocks from b on: each lane sums its dimensions in ascending order.
+// Few queries wait for memory: a line of the blocks' values v is then fetched for each line of their keys.
 template <int kQueries, int kBlocks, class Float>
 void score_blocks(const Float* const* q, const Float* const* k, int32_t e, float scale,
-                  float (*scores)[kPartitionSize], int32_t b) {
+                  float (*scores)[kPartitionSize], int32_t b, const Float* const* v) {
     Vec sums[kQueries][kBlocks];
 #pragma GCC unroll 8
     for (int j = 0; j < kQueries; ++j)
 #pragma GCC unroll 8
         for (int n = 0; n < kBlocks; ++n) sums[j][n] = zero();
-    for (int32_t i = 0; i < e; i += kStep<Float>)
+    for (int32_t i = 0; i < e; i += kStep<Float>) {
+        if constexpr (kQueries <= 3)
+#pragma GCC unroll 8
+            for (int n = 0; n < kBlocks; ++n) prefetch(v[b + n] + i * kBlockSize);
 #pragma GCC unroll 8
         for (int j = 0; j < kQueries; ++j)
 #pragma GCC unroll 8
             for (int n = 0; n < kBlocks; ++n)
                 sums[j][n] = dot_step(sums[j][n], q[j] + i, k[b + n] + i * kBlockSize);
+    }
 #pragma GCC unroll 8
     for (int j = 0; j < kQueries; ++j)
 #pragma GCC unroll 8
@@ -141,8 +146,8 @@ void score_blocks(const Float* const* q, const Float* const* k, int32_t e, float
             store(scores[j] + (b + n) * kBlockSize, mul(sums[j][n], splat(scale)));
 }
 
-// Of scores [begin, end) of a partition, e^(score - highest), rounded as values are multiplied with it; lanes outside
-// become e^-87 or 0: no sum notices, and no value is multiplied with them.
+// Of scores [begin, end) of a partition, e^(score - highest), rounded as values are multiplied with it; lanes
+// outside become e^-87 or 0: no sum notices, and no value is multiplied with them.
 template <class Float>
 void exponentials(float* scores, int32_t begin, int32_t end, Float* weights, float* highest, float* sum) {
     const Vec nothing = splat(-__builtin_inff());
@@ -165,8 +170,8 @@ void exponentials(float* scores, int32_t begin, int32_t end, Float* weights, flo
     *sum = reduce_add(total);
 }
 
-// values[j][d ..] += weights[j][key] * v[key][d ..] over keys [begin, end), in ascending order of steps; kVecs
-// vectors wide.
+// values[j][d ..] += weights[j][key] * v[key][d ..] over keys [begin, end), in ascending order of steps;
+// kVecs vectors wide.
 template <int kQueries, int kVecs, class Float>
 void add_values(const Float* const* weights, const Float* const* v, int32_t begin, int32_t end, int32_t e,
                 int32_t d, float* const* values) {
@@ -261,10 +266,11 @@ void attend(const Partition<Float>& partition, int32_t e, float scale, Pass<Floa
     const int32_t end_block = (last + kBlockSize - 1) / kBlockSize;
     int32_t b = first / kBlockSize;
     for (; b + kBlocks <= end_block; b += kBlocks)
-        score_blocks<kQueries, kBlocks>(q, partition.k, e, scale, scores, b);
-    for (; b < end_block; ++b) score_blocks<kQueries, 1>(q, partition.k, e, scale, scores, b);
+        score_blocks<kQueries, kBlocks>(q, partition.k, e, scale, scores, b, partition.v);
+    for (; b < end_block; ++b) score_blocks<kQueries, 1>(q, partition.k, e, scale, scores, b, partition.v);
     float highest[kQueries], sums[kQueries];
-    for (int j = 0; j < kQueries; ++j) exponentials(scores[j], begins[j], ends[j], rounded[j], &highest[j], &sums[j]);
+    for (int j = 0; j < kQueries; ++j)
+        exponentials(scores[j], begins[j], ends[j], rounded[j], &highest[j], &sums[j]);
     // Each query's keys in ascending order: its own before those that all see, these together, its own
     // behind, cut between steps.
     all_begin = (all_begin + kStep<Float> - 1) / kStep<Float> * kStep<Float>;

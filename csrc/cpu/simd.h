@@ -10,9 +10,9 @@
 //
 //   load load_n store store_n splat broadcast4 zero zero_i       add sub mul div fma sqrt max min
 //   reduce_add reduce_max  exp exp_weight  select_below greater_bits        to_int to_float as_int as_float
-//   load_bf16 store_bf16 load_pairs load_half to_bf16 from_bf16 from_half   bit_and bit_or bit_xor shift_left<>
-//   shift_right<> dot_u8s7 dot_s16 dot_bf16 low_nibbles high_nibbles           store_low8 store_low16 abs
-//   begin_u4s7 dot_u4s7 end_u4s7                                stream stream_fence   prefetch
+//   load_bf16 store_bf16 load_pairs load_half to_bf16 from_bf16 from_half   bit_and bit_or bit_xor
+//   shift_left<> shift_right<> dot_u8s7 dot_s16 dot_bf16 low_nibbles high_nibbles           store_low8
+//   store_low16 abs begin_u4s7 dot_u4s7 end_u4s7                                stream stream_fence prefetch
 //
 // stream is store past the caches, to memory aligned to 64; stream_fence orders it before what is stored
 // next.
@@ -92,8 +92,8 @@ FASTSERVE_INLINE Vec exp(Vec x) {
     return mul(p, as_float(shift_left<23>(add(rest, bias))));
 }
 
-// e^x for x <= 0, with a relative error below 4e-6, e^-87 below -87, NaN for a NaN whose low 9 bits are 0: a weight
-// that is rounded to bfloat16 next, in half of exp's instructions. e^0 is 1.
+// e^x for x <= 0, with a relative error below 4e-6, e^-87 below -87, NaN for a NaN whose low 9 bits are 0: a
+// weight that is rounded to bfloat16 next, in half of exp's instructions. e^0 is 1.
 FASTSERVE_INLINE Vec exp_weight(Vec x) {
     constexpr float kRound = 12582912.0f;  // as in exp; its bits vanish in the shift
     x = max(splat(-87.0f), x);

@@ -9,10 +9,10 @@
 
 namespace fastserve {
 
-// Zeroed memory in huge pages, where the kernel grants them: a stream of weights misses the TLB once per 2 MiB and
-// the hardware's prefetchers need not stop every 4 KiB (one core of a Zen 4 reads 24 GB/s instead of 19). Buffers lie
-// one behind the other in the order of their making, so a program that packs its weights in the order of its ops
-// reads them as one stream. Not copyable; a move leaves the source empty.
+// Zeroed memory in huge pages, where the kernel grants them: a stream of weights misses the TLB once per 2
+// MiB and the hardware's prefetchers need not stop every 4 KiB (one core of a Zen 4 reads 24 GB/s instead of
+// 19). Buffers lie one behind the other in the order of their making, so a program that packs its weights in
+// the order of its ops reads them as one stream. Not copyable; a move leaves the source empty.
 class PackedBuffer {
   public:
     // Throws std::invalid_argument naming the argument that is wrong, std::bad_alloc.
