@@ -36,7 +36,7 @@ MatmulConfig choose_matmul(int m, WeightType type) {
 }
 
 bool is_wide(int m, WeightType type) {
-    return is_quantised(type) && choose_matmul(m, type).chunk > 0;
+    return kHasDotS16 && is_quantised(type) && choose_matmul(m, type).chunk > 0;
 }
 
 MatmulPart divide_matmul(int rows, int panels, int thread_idx, int num_threads) {

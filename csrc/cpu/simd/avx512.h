@@ -17,6 +17,9 @@ namespace fastserve::FASTSERVE_ISA_NAMESPACE {
 // Vec-sized register sets of this ISA: what the accumulators, operands and temporaries of a tile must fit.
 constexpr int kNumRegisters = 32;
 constexpr int kAheadBytes = 0;  // of weights that are prefetched: the stream is read far ahead as it is
+constexpr bool kHasDotS16 = true;
+constexpr int32_t kOffsetU8 = 0;
+constexpr bool kRereads = false;
 
 struct Vec {
     __m512 v;
@@ -200,6 +203,9 @@ FASTSERVE_INLINE float from_half(uint16_t x) {
     return _cvtsh_ss(x);
 }
 
+FASTSERVE_INLINE VecI operand_u8(VecI u) {
+    return u;
+}
 // acc[i] + sum over j < 4 of u[4 i + j] * s[4 i + j], exactly, for -64 <= s < 64.
 FASTSERVE_INLINE VecI dot_u8s7(VecI acc, VecI u, VecI s) {
     return {_mm512_dpbusd_epi32(acc.v, u.v, s.v)};
