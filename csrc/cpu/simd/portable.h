@@ -16,11 +16,8 @@ using Int4 = int32_t __attribute__((vector_size(16)));
 using Uint4 = uint32_t __attribute__((vector_size(16)));
 
 // Vec-sized register sets of this ISA: what the accumulators, operands and temporaries of a tile must fit.
-#if defined(__aarch64__)
-constexpr int kNumRegisters = 8;
-#else
+// aarch64 has 8, of which CPUs with dot products make use in neon.h.
 constexpr int kNumRegisters = 4;
-#endif
 constexpr int kAheadBytes = 0;  // of weights that are prefetched
 constexpr bool kHasDotS16 = true;
 constexpr int32_t kOffsetU8 = 0;
