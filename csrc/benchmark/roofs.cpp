@@ -28,6 +28,14 @@ namespace avx512 {
 extern const PeakLoops peak_loops;
 }
 #endif
+#if FASTSERVE_HAS_neon
+namespace neon {
+extern const PeakLoops peak_loops;
+}
+namespace neon_bf16 {
+extern const PeakLoops peak_loops;
+}
+#endif
 
 namespace {
 
@@ -44,6 +52,10 @@ const PeakLoops& loops() {
 #endif
 #if FASTSERVE_HAS_avx2
     if (isa == "avx2") return avx2::peak_loops;
+#endif
+#if FASTSERVE_HAS_neon
+    if (isa == "neon_bf16") return neon_bf16::peak_loops;
+    if (isa == "neon") return neon::peak_loops;
 #endif
     return portable::peak_loops;
 }

@@ -32,7 +32,7 @@ MatmulConfig choose_matmul(int m, WeightType type) {
 }
 
 bool is_wide(int m, WeightType type) {
-    return kNumRegisters < 32 && is_quantised(type) && m > kMaxTileRows;
+    return kHasDotS16 && is_quantised(type) && m > kMaxTileRows;
 }
 
 MatmulPart divide_matmul(int rows, int panels, int thread_idx, int num_threads) {

@@ -64,8 +64,8 @@ struct QuantisedBlock {
     int8_t high[kQuantBlock];  // -63..63
     int8_t low[kQuantBlock];   // -64..63
     float scale;               // max |x| / kMaxCode; NaN if the block holds a NaN
-    int32_t base;  // q8, q4: -128 or -8 times the sum of the codes, a term of the integer dot product;
-                   //   q4m: the bits of the float scale * sum, which multiplies the minimum
+    int32_t base;  // q8, q4: kOffsetU8 - 128 or -8 times the sum of the codes, a term of the integer dot
+                   //   product; q4m: the bits of the float scale * sum, which multiplies the minimum
 };
 
 // The same codes for many rows, whole: products with codes of 16 bits take as many instructions as those of

@@ -32,7 +32,8 @@ struct Codes {
     int32_t base;
 };
 
-Codes quantise_block(const float* x, WeightType type) {
+// offset: what the dot products take from the codes of q8 weights by themselves.
+Codes quantise_block(const float* x, WeightType type, int32_t offset) {
     // As integers, magnitudes are ordered like floats, and NaN is above all: it ends up in the scale.
     const VecI magnitudes = max(as_int(abs(load(x))), as_int(abs(load(x + kLanes))));
     Codes codes;
@@ -44,7 +45,7 @@ Codes quantise_block(const float* x, WeightType type) {
     if (type == WeightType::q4m)
         codes.base = __builtin_bit_cast(int32_t, codes.scale* static_cast<float>(sum));
     else
-        codes.base = sum * (type == WeightType::q8 ? -128 : -8);
+        codes.base = sum * (type == WeightType::q8 ? offset - 128 : -8);
     return codes;
 }
 
@@ -66,14 +67,14 @@ void store_codes(WideBlock& to, const Codes& codes) {
     to.base = codes.base;
 }
 
-template <class Block>
+template <class Block, int32_t kOffset>
 void quantise(const MatmulArgs& args, const Worker& worker) {
     const int64_t blocks = args.w.k / kQuantBlock;
     auto* const to = static_cast<Block*>(args.scratch);
     const Range range = part_of(args.rows * blocks, worker);
     for (int64_t i = range.begin; i < range.end; ++i)
-        store_codes(to[i],
-                    quantise_block(args.x + i / blocks * args.ldx + i % blocks * kQuantBlock, args.w.type));
+        store_codes(to[i], quantise_block(args.x + i / blocks * args.ldx + i % blocks * kQuantBlock,
+                                          args.w.type, kOffset));
 }
 
 // Rows are padded with zero to an even number of weights.
@@ -106,9 +107,9 @@ void matmul_prepare(const MatmulArgs& args, const Worker& worker) {
         case WeightType::q4:
         case WeightType::q4m:
             if (is_wide(args.rows, args.w.type))
-                quantise<WideBlock>(args, worker);
+                quantise<WideBlock, 0>(args, worker);
             else
-                quantise<QuantisedBlock>(args, worker);
+                quantise<QuantisedBlock, kOffsetU8>(args, worker);
             break;
     }
     team_barrier(worker);

@@ -211,6 +211,10 @@ struct FewRows : Tiles<type> {
             for (int p = 0; p < P; ++p) {
                 VecI low, high;
                 Layout::pair(w + p * this->panel_bytes, g, low, high);
+                if constexpr (!kNarrow) {
+                    low = operand_u8(low);
+                    high = operand_u8(high);
+                }
 #pragma GCC unroll 8
                 for (int r = 0; r < R; ++r)
                     running[r][p] = dot<kNarrow>(running[r][p], low, broadcast4(digits(r) + 4 * g));
@@ -250,6 +254,10 @@ struct FewRows : Tiles<type> {
         for (int g = 0; g < kGroups / 2; ++g) {
             VecI low, high;
             Layout::pair(w, g, low, high);
+            if constexpr (!kNarrow) {
+                low = operand_u8(low);
+                high = operand_u8(high);
+            }
 #pragma GCC unroll 8
             for (int d = 0; d < 2; ++d) {
                 running[d][0] = dot<kNarrow>(running[d][0], low, broadcast4(digits[d] + 4 * g));
@@ -298,6 +306,7 @@ struct FewRows : Tiles<type> {
                     if constexpr (!Layout::kHasMinimum)
                         sums[r][p] = add(sums[r][p], broadcast4(at(r, kBaseOffset)));
                 }
+            w = reread(w);
             add_digit(sums, w, [=](int r) __attribute__((always_inline)) { return at(r, kLowOffset); });
             add_links<Layout, Layout::kHasMinimum>(acc, sums, w, this->panel_bytes, at);
             rows.advance();
@@ -361,13 +370,15 @@ struct ManyRows : Tiles<type> {
 template <WeightType type>
 void run(const MatmulArgs& args, const MatmulPart& part, float* y, int64_t ldy) {
     const MatmulConfig config = choose_matmul(args.rows, type);
-    if (!is_wide(args.rows, type)) {
-        FewRows<type> kind(args, y, ldy);
-        return walk_tiles(kind, args.w.k, part, config);
+    if constexpr (kHasDotS16) {
+        if (is_wide(args.rows, type)) {
+            alignas(kVectorBytes) uint8_t buffer[ManyRows<type>::kPanelBytes];
+            ManyRows<type> kind(args, y, ldy);
+            kind.buffer = buffer;
+            return walk_tiles(kind, args.w.k, part, config);
+        }
     }
-    alignas(kVectorBytes) uint8_t buffer[ManyRows<type>::kPanelBytes];
-    ManyRows<type> kind(args, y, ldy);
-    kind.buffer = buffer;
+    FewRows<type> kind(args, y, ldy);
     walk_tiles(kind, args.w.k, part, config);
 }
 

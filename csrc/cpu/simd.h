@@ -9,16 +9,20 @@
 // kNumRegisters says how many Vecs a tile may keep at hand.
 //
 //   load load_n store store_n splat broadcast4 zero zero_i       add sub mul div fma sqrt max min
-//   reduce_add reduce_max  exp exp_weight  select_below greater_bits        to_int to_float as_int as_float
-//   load_bf16 store_bf16 load_pairs load_half to_bf16 from_bf16 from_half   bit_and bit_or bit_xor
-//   shift_left<> shift_right<> dot_u8s7 dot_s16 dot_bf16 low_nibbles high_nibbles           store_low8
-//   store_low16 abs begin_u4s7 dot_u4s7 end_u4s7                                stream stream_fence prefetch
+//   reduce_add reduce_max  exp exp_weight  select_below          to_int to_float as_int as_float greater_bits
+//   load_bf16 store_bf16 load_pairs load_half to_bf16 from_bf16 from_half      bit_and bit_or bit_xor
+//   shift_left<> shift_right<> operand_u8 dot_u8s7 dot_s16 dot_bf16            store_low8 store_low16 abs
+//   low_nibbles high_nibbles begin_u4s7 dot_u4s7 end_u4s7       stream stream_fence   prefetch reread
 //
 // stream is store past the caches, to memory aligned to 64; stream_fence orders it before what is stored
 // next.
 //
-// dot_u4s7 is dot_u8s7 for u < 16, at most 17 times between begin_u4s7(sum), which gives a running sum of the
-// ISA's own width, and end_u4s7(sum, running), which gives the sum of it all.
+// dot_u8s7(acc, operand_u8(u), s) is acc[i] + sum over j < 4 of (u[4 i + j] - kOffsetU8) * s[4 i + j],
+// exactly, for -64 <= s < 64: kOffsetU8 is 128 where an instruction wants both sides signed, else 0. dot_s16
+// is there where kHasDotS16 is true.
+//
+// dot_u4s7(running, u, s) takes u < 16 as it is, at most 17 times between begin_u4s7(sum), which gives a
+// running sum of the ISA's own width, and end_u4s7(sum, running), which gives the sum of it all.
 #pragma once
 
 #include <cstdint>
@@ -30,6 +34,8 @@
 #include "cpu/simd/avx512.h"
 #elif defined(FASTSERVE_ISA_avx2)
 #include "cpu/simd/avx2.h"
+#elif defined(FASTSERVE_ISA_neon) || defined(FASTSERVE_ISA_neon_bf16)
+#include "cpu/simd/neon.h"
 #else
 #include "cpu/simd/portable.h"
 #endif
@@ -40,6 +46,12 @@ constexpr int kLanes = 16;
 
 FASTSERVE_INLINE void prefetch(const void* p) {
     __builtin_prefetch(p);
+}
+
+// p, as memory that was not read before: where kRereads is true, what was made of it is made again, not kept.
+FASTSERVE_INLINE const uint8_t* reread(const uint8_t* p) {
+    if constexpr (kRereads) asm("" : "+r"(p));
+    return p;
 }
 
 FASTSERVE_INLINE Vec zero() {

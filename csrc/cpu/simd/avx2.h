@@ -13,6 +13,9 @@ constexpr int kNumRegisters = 8;
 // it is begun in time: of weights from DRAM one core of a Zen 3 read 7.7 GB/s without, 9.4 so, which is its
 // roof.
 constexpr int kAheadBytes = 5120;
+constexpr bool kHasDotS16 = true;
+constexpr int32_t kOffsetU8 = 0;
+constexpr bool kRereads = false;
 
 struct Vec {
     __m256 lo, hi;
@@ -242,6 +245,9 @@ FASTSERVE_INLINE float from_half(uint16_t x) {
     return _cvtsh_ss(x);
 }
 
+FASTSERVE_INLINE VecI operand_u8(VecI u) {
+    return u;
+}
 // acc[i] + sum over j < 4 of u[4 i + j] * s[4 i + j], exactly, for -64 <= s < 64: no pair of products leaves
 // 16 bits (2 * 255 * 64 = 32640), so vpmaddubsw does not saturate.
 FASTSERVE_INLINE VecI dot_u8s7(VecI acc, VecI u, VecI s) {

@@ -16,7 +16,10 @@ namespace fastserve::FASTSERVE_ISA_NAMESPACE {
 
 // Vec-sized register sets of this ISA: what the accumulators, operands and temporaries of a tile must fit.
 constexpr int kNumRegisters = 32;
-constexpr int kAheadBytes = 0;  // of weights that are prefetched: the stream is read far ahead as it is
+constexpr int kAheadBytes = 0;      // of weights that are prefetched: the stream is read far ahead as it is
+constexpr bool kHasDotS16 = false;  // vpdpwssd is no faster than vpdpbusd for each of two digits
+constexpr int32_t kOffsetU8 = 0;
+constexpr bool kRereads = false;
 
 struct Vec {
     __m512 v;
@@ -208,6 +211,9 @@ FASTSERVE_INLINE float from_half(uint16_t x) {
     return _cvtsh_ss(x);
 }
 
+FASTSERVE_INLINE VecI operand_u8(VecI u) {
+    return u;
+}
 // acc[i] + sum over j < 4 of u[4 i + j] * s[4 i + j], exactly, for -64 <= s < 64.
 FASTSERVE_INLINE VecI dot_u8s7(VecI acc, VecI u, VecI s) {
     return {_mm512_dpbusd_epi32(acc.v, u.v, s.v)};
@@ -220,10 +226,6 @@ FASTSERVE_INLINE VecI dot_u4s7(VecI running, VecI u, VecI s) {
 }
 FASTSERVE_INLINE VecI end_u4s7(VecI, VecI running) {
     return running;
-}
-// acc[i] + a[2 i] b[2 i] + a[2 i + 1] b[2 i + 1], exactly, for s16 a and b.
-FASTSERVE_INLINE VecI dot_s16(VecI acc, VecI a, VecI b) {
-    return {_mm512_dpwssd_epi32(acc.v, a.v, b.v)};
 }
 // acc[i] + a[2 i + 1] b[2 i + 1] + a[2 i] b[2 i], added in this order, for bfloat16 a and b. Denormals count
 // as 0.

@@ -16,12 +16,12 @@ using Int4 = int32_t __attribute__((vector_size(16)));
 using Uint4 = uint32_t __attribute__((vector_size(16)));
 
 // Vec-sized register sets of this ISA: what the accumulators, operands and temporaries of a tile must fit.
-#if defined(__aarch64__)
-constexpr int kNumRegisters = 8;
-#else
+// aarch64 has 8, of which CPUs with dot products make use in neon.h.
 constexpr int kNumRegisters = 4;
-#endif
 constexpr int kAheadBytes = 0;  // of weights that are prefetched
+constexpr bool kHasDotS16 = true;
+constexpr int32_t kOffsetU8 = 0;
+constexpr bool kRereads = false;
 
 struct Vec {
     Float4 q[4];
@@ -294,6 +294,9 @@ FASTSERVE_INLINE Int4 dot4(Int4 u, Int4 s) {
     return (u & 0xff) * (s << 24 >> 24) + (u >> 8 & 0xff) * (s << 16 >> 24) +
            (u >> 16 & 0xff) * (s << 8 >> 24) + (u >> 24 & 0xff) * (s >> 24);
 #endif
+}
+FASTSERVE_INLINE VecI operand_u8(VecI u) {
+    return u;
 }
 // acc[i] + sum over j < 4 of u[4 i + j] * s[4 i + j], exactly, for -64 <= s < 64.
 FASTSERVE_INLINE VecI dot_u8s7(VecI acc, VecI u, VecI s) {
