@@ -25,14 +25,17 @@ MatmulConfig choose_matmul(int m, WeightType type) {
     // core of a Zen 4 reads 36 GB/s of DRAM so, and 17 in four streams side by side, each as short as a panel
     // of 576 weights.
     const int rows_of_one_panel = is_quantised(type) ? m : type == WeightType::bf16 ? kMaxTileRows : 2;
-    if (m <= rows_of_one_panel)
-        return {.max_rows = kMaxTileRows, .max_panels = 1, .chunk = m > kMaxTileRows ? 2048 : 0};
+    if (m <= rows_of_one_panel) return {.max_rows = 8, .max_panels = 1, .chunk = m > 8 ? 2048 : 0};
     // 6 x 4 = 24 accumulators, 4 weights, 1 broadcast. 4 panels x 128 k x 64 bytes = 32 KiB of f32.
     return {.max_rows = kMaxTileRows, .max_panels = 4, .chunk = m > kMaxTileRows ? 128 : 0};
 }
 
-bool is_wide(int m, WeightType type) {
-    return kHasDotS16 && is_quantised(type) && m > kMaxTileRows;
+int num_digits(const MatmulArgs& args) {
+    return args.activation_bits == 8 && args.w.type != WeightType::q8 ? 1 : 2;
+}
+
+bool is_wide(const MatmulArgs& args) {
+    return kHasDotS16 && is_quantised(args.w.type) && num_digits(args) == 2 && args.rows > kMaxTileRows;
 }
 
 MatmulPart divide_matmul(int rows, int panels, int thread_idx, int num_threads) {

@@ -27,9 +27,11 @@ struct MatmulPart {
 
 MatmulConfig choose_matmul(int m, WeightType type);
 
-// Whether m rows of activations go into WideBlocks, for quantised weights that are unpacked a chunk at a
-// time.
-bool is_wide(int m, WeightType type);
+// The digits of the activations' codes: 1 or 2.
+int num_digits(const MatmulArgs& args);
+
+// Whether activations go into WideBlocks, for quantised weights that are unpacked a chunk at a time.
+bool is_wide(const MatmulArgs& args);
 
 // What one of num_threads computes of `rows` x `panels`: panels are divided first, rows too where that leaves
 // fewer tiles to the busiest thread.
@@ -59,11 +61,15 @@ void matmul_tile_quantised(const MatmulArgs& args, const MatmulPart& part, float
 // 0.013 with two, nearly all of it from keys and values in bf16. Digits of 7 bits instead of 8 lose nothing
 // that shows, and keep a pair of products (2 * 255 * 64) within 16 bits, which AVX2 multiplies exactly then.
 constexpr int32_t kDigitBits = 7;
+//
+// With 4-bit weights one digit, of 8 bits, may be asked for all the same (MatmulArgs::activation_bits): the
+// precision that other engines offer, in little more than half the time where products decide.
 constexpr int32_t kMaxCode = 8127;  // 128 * 63 + 63
+constexpr int32_t kMaxByteCode = 127;
 struct QuantisedBlock {
-    int8_t high[kQuantBlock];  // -63..63
-    int8_t low[kQuantBlock];   // -64..63
-    float scale;               // max |x| / kMaxCode; NaN if the block holds a NaN
+    int8_t high[kQuantBlock];  // -63..63; one digit: the code, -127..127
+    int8_t low[kQuantBlock];   // -64..63; one digit: anything
+    float scale;               // max |x| / kMaxCode or kMaxByteCode; NaN if the block holds a NaN
     int32_t base;  // q8, q4: kOffsetU8 - 128 or -8 times the sum of the codes, a term of the integer dot
                    //   product; q4m: the bits of the float scale * sum, which multiplies the minimum
 };

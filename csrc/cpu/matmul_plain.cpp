@@ -38,7 +38,7 @@ struct Bf16 {
 
 template <class Format>
 struct Plain {
-    static constexpr int kMaxPanels = 4, kMaxTile = 24;
+    static constexpr int kMaxPanels = 4, kMaxTile = 24, kMaxRows = kMaxTileRows;
 
     const uint8_t* x;
     int64_t x_row_bytes;

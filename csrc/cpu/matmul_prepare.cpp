@@ -15,9 +15,8 @@ Range part_of(int64_t total, const Worker& worker) {
 }
 
 // The limits matter only for denormal scales, which are coarse.
-VecI to_codes(Vec quotients) {
-    constexpr auto kLimit = static_cast<float>(kMaxCode);
-    return to_int(min(splat(kLimit), max(splat(-kLimit), quotients)));
+VecI to_codes(Vec quotients, float limit) {
+    return to_int(min(splat(limit), max(splat(-limit), quotients)));
 }
 
 void store_digits(QuantisedBlock& to, int at, VecI codes) {
@@ -32,15 +31,16 @@ struct Codes {
     int32_t base;
 };
 
-// offset: what the dot products take from the codes of q8 weights by themselves.
-Codes quantise_block(const float* x, WeightType type, int32_t offset) {
+// Codes up to max_code. offset: what the dot products take from the codes of q8 weights by themselves.
+Codes quantise_block(const float* x, WeightType type, int32_t max_code, int32_t offset) {
     // As integers, magnitudes are ordered like floats, and NaN is above all: it ends up in the scale.
     const VecI magnitudes = max(as_int(abs(load(x))), as_int(abs(load(x + kLanes))));
+    const auto limit = static_cast<float>(max_code);
     Codes codes;
-    codes.scale = __builtin_bit_cast(float, reduce_max(magnitudes)) / kMaxCode;
+    codes.scale = __builtin_bit_cast(float, reduce_max(magnitudes)) / limit;
     const Vec divisor = splat(codes.scale == 0 ? 1.0f : codes.scale);
-    codes.first = to_codes(div(load(x), divisor));
-    codes.second = to_codes(div(load(x + kLanes), divisor));
+    codes.first = to_codes(div(load(x), divisor), limit);
+    codes.second = to_codes(div(load(x + kLanes), divisor), limit);
     const int32_t sum = reduce_add(add(codes.first, codes.second));
     if (type == WeightType::q4m)
         codes.base = __builtin_bit_cast(int32_t, codes.scale* static_cast<float>(sum));
@@ -67,14 +67,24 @@ void store_codes(WideBlock& to, const Codes& codes) {
     to.base = codes.base;
 }
 
-template <class Block, int32_t kOffset>
+// Codes of one digit.
+struct ByteBlock : QuantisedBlock {};
+
+void store_codes(ByteBlock& to, const Codes& codes) {
+    store_low8(to.high, codes.first);
+    store_low8(to.high + kLanes, codes.second);
+    to.scale = codes.scale;
+    to.base = codes.base;
+}
+
+template <class Block, int32_t kLargest, int32_t kOffset>
 void quantise(const MatmulArgs& args, const Worker& worker) {
     const int64_t blocks = args.w.k / kQuantBlock;
     auto* const to = static_cast<Block*>(args.scratch);
     const Range range = part_of(args.rows * blocks, worker);
     for (int64_t i = range.begin; i < range.end; ++i)
         store_codes(to[i], quantise_block(args.x + i / blocks * args.ldx + i % blocks * kQuantBlock,
-                                          args.w.type, kOffset));
+                                          args.w.type, kLargest, kOffset));
 }
 
 // Rows are padded with zero to an even number of weights.
@@ -106,10 +116,12 @@ void matmul_prepare(const MatmulArgs& args, const Worker& worker) {
         case WeightType::q8:
         case WeightType::q4:
         case WeightType::q4m:
-            if (is_wide(args.rows, args.w.type))
-                quantise<WideBlock, 0>(args, worker);
+            if (is_wide(args))
+                quantise<WideBlock, kMaxCode, 0>(args, worker);
+            else if (num_digits(args) == 2)
+                quantise<QuantisedBlock, kMaxCode, kOffsetU8>(args, worker);
             else
-                quantise<QuantisedBlock, kOffsetU8>(args, worker);
+                quantise<ByteBlock, kMaxByteCode, kOffsetU8>(args, worker);
             break;
     }
     team_barrier(worker);

@@ -1,11 +1,12 @@
 // Tiles of q8, q4 and q4m weights: integer dot products of 8-bit codes, one float link per block of 32.
 //
-// Per block, row and panel, few rows: 8 dot products (32 x 16 products) for each of the two digits of the
-// activations and, in floats, int -> float, scale of weights x scale of activations, fma; q4m one fma more
-// for the minimum. The digits go one after the other, over the same weights, which come from the packed
-// weight: the integer sum of the high ones is shifted and taken up by the low ones, so a tile needs no more
-// registers than with one digit. Many rows share codes unpacked to L1, as s16: 16 dot products with the
-// activations' whole codes, and the same behind them.
+// Per block, row and panel: 8 dot products (32 x 16 products) for each digit of the activations and, in
+// floats, int
+// -> float, scale of weights x scale of activations, fma; q4m one fma more for the minimum. The digits go one
+// after the other, over the same weights, which come from the packed weight: the integer sum of the high ones
+// is shifted and taken up by the low ones, so a tile needs no more registers than with one digit. Where that
+// is faster, many rows share codes unpacked to L1, as s16: 16 dot products with the activations' whole codes,
+// and the same behind them.
 #include <cstddef>
 
 #include "cpu/matmul.h"
@@ -95,71 +96,66 @@ void unpack_panel(const uint8_t* from, int num_blocks, uint8_t* to) {
 template <bool narrow>
 FASTSERVE_INLINE auto begin_digit(VecI sum) {
     if constexpr (narrow)
-        return begin_u4s7(sum);
+        return begin_u4(sum);
     else
         return sum;
 }
 template <bool narrow, class Sum>
 FASTSERVE_INLINE Sum dot(Sum sum, VecI u, VecI s) {
     if constexpr (narrow)
-        return dot_u4s7(sum, u, s);
+        return dot_u4(sum, u, s);
     else
         return dot_u8s7(sum, u, s);
 }
 template <bool narrow, class Sum>
 FASTSERVE_INLINE VecI end_digit(VecI sum, Sum digit) {
     if constexpr (narrow)
-        return end_u4s7(sum, digit);
+        return end_u4(sum, digit);
     else
         return digit;
 }
 
-// What the blocks of a weight and of x are multiplied with, apart from the integer sums.
-template <class Layout, bool has_minimum, int R, int P, class At>
-FASTSERVE_INLINE void add_links(Vec (&acc)[R][P], const VecI (&sums)[R][P], const uint8_t* w,
-                                int64_t panel_bytes, At at) {
+// What a block of a weight and those of x are multiplied with, apart from the integer sums.
+template <class Layout, bool has_minimum, int R, class At>
+FASTSERVE_INLINE void add_links(Vec (&acc)[R][1], const VecI (&sums)[R], const uint8_t* w, At at) {
+    const Vec scale = Layout::scale(w);
 #pragma GCC unroll 8
-    for (int p = 0; p < P; ++p) {
-        const Vec scale = Layout::scale(w + p * panel_bytes);
+    for (int r = 0; r < R; ++r) {
+        const Vec scale_product = mul(scale, as_float(broadcast4(at(r, kScaleOffset))));
+        acc[r][0] = fma(to_float(sums[r]), scale_product, acc[r][0]);
+    }
+    if constexpr (has_minimum) {
+        const Vec minimum = Layout::minimum(w);
 #pragma GCC unroll 8
-        for (int r = 0; r < R; ++r) {
-            const Vec scale_product = mul(scale, as_float(broadcast4(at(r, kScaleOffset))));
-            acc[r][p] = fma(to_float(sums[r][p]), scale_product, acc[r][p]);
-        }
-        if constexpr (has_minimum) {
-            const Vec minimum = Layout::minimum(w + p * panel_bytes);
-#pragma GCC unroll 8
-            for (int r = 0; r < R; ++r)
-                acc[r][p] = fma(minimum, as_float(broadcast4(at(r, kBaseOffset))), acc[r][p]);
-        }
+        for (int r = 0; r < R; ++r)
+            acc[r][0] = fma(minimum, as_float(broadcast4(at(r, kBaseOffset))), acc[r][0]);
     }
 }
 
-// The rows of a tile among blocks of x. Two pointers and a stride reach six rows with what an x86 address can
-// express.
+// The rows of a tile among blocks of x. Three pointers and a stride reach eight rows with what an x86 address
+// can express.
 struct RowsOfBlocks {
-    const uint8_t* top;
-    const uint8_t* bottom;
+    const uint8_t* thirds[3];
     int64_t ldx;
 
     FASTSERVE_INLINE RowsOfBlocks(const void* x, int row, int64_t blocks_per_row, int first_block)
         : ldx(blocks_per_row * static_cast<int64_t>(sizeof(QuantisedBlock))) {
-        top = static_cast<const uint8_t*>(x) + row * ldx + first_block * int64_t{sizeof(QuantisedBlock)};
-        bottom = top + 3 * ldx;
+        for (int i = 0; i < 3; ++i)
+            thirds[i] = static_cast<const uint8_t*>(x) + (row + 3 * i) * ldx +
+                        first_block * int64_t{sizeof(QuantisedBlock)};
     }
     FASTSERVE_INLINE const uint8_t* at(int r, int64_t offset) const {
-        return (r < 3 ? top + r * ldx : bottom + (r - 3) * ldx) + offset;
+        return thirds[r / 3] + r % 3 * ldx + offset;
     }
     FASTSERVE_INLINE void advance() {
-        top += sizeof(QuantisedBlock);
-        bottom += sizeof(QuantisedBlock);
+        for (const uint8_t*& third : thirds) third += sizeof(QuantisedBlock);
     }
 };
 
 // What both kinds of tiles know: the product, and the current chunk of the current panels.
 template <WeightType type>
 struct Tiles {
-    static constexpr int kMaxTile = 12;
+    static constexpr int kMaxPanels = 1, kMaxTile = 8, kMaxRows = kNumRegisters < 32 ? kMaxTileRows : 8;
 
     const void* x;  // QuantisedBlocks, or WideBlocks
     int64_t blocks_per_row;
@@ -184,11 +180,11 @@ struct Tiles {
     }
 };
 
-template <WeightType type>
+template <WeightType type, int kDigits>
 struct FewRows : Tiles<type> {
     using Layout = Packed<type>;
     using Tiles<type>::Tiles;
-    static constexpr int kMaxPanels = 1;
+    static constexpr bool kNarrow = Layout::kNarrow;
     static constexpr int kAheadBlocks = kAheadBytes / Layout::kBlockBytes;
 
     template <int P>
@@ -196,87 +192,80 @@ struct FewRows : Tiles<type> {
         this->begin_chunk(panel, k_begin, k_end);
     }
 
-    // sums[r][p] += block w of panel p . the 32 digits at digits(r).
-    template <int R, int P, class Digits>
-    FASTSERVE_INLINE void add_digit(VecI (&sums)[R][P], const uint8_t* w, Digits digits) const {
-        constexpr bool kNarrow = Layout::kNarrow;
-        decltype(begin_digit<kNarrow>(zero_i())) running[R][P];
-#pragma GCC unroll 8
-        for (int r = 0; r < R; ++r)
-#pragma GCC unroll 8
-            for (int p = 0; p < P; ++p) running[r][p] = begin_digit<kNarrow>(sums[r][p]);
-#pragma GCC unroll 8
-        for (int g = 0; g < kGroups / 2; ++g)
-#pragma GCC unroll 8
-            for (int p = 0; p < P; ++p) {
-                VecI low, high;
-                Layout::pair(w + p * this->panel_bytes, g, low, high);
-                if constexpr (!kNarrow) {
-                    low = operand_u8(low);
-                    high = operand_u8(high);
-                }
-#pragma GCC unroll 8
-                for (int r = 0; r < R; ++r)
-                    running[r][p] = dot<kNarrow>(running[r][p], low, broadcast4(digits(r) + 4 * g));
-#pragma GCC unroll 8
-                for (int r = 0; r < R; ++r)
-                    running[r][p] = dot<kNarrow>(running[r][p], high, broadcast4(digits(r) + 4 * g + 16));
-            }
-#pragma GCC unroll 8
-        for (int r = 0; r < R; ++r)
-#pragma GCC unroll 8
-            for (int p = 0; p < P; ++p) sums[r][p] = end_digit<kNarrow>(sums[r][p], running[r][p]);
-    }
-
-    // The block that is read kAheadBlocks from now: of these panels, or of those behind them.
-    template <int P>
-    FASTSERVE_INLINE void prefetch_ahead(const uint8_t* w, int b) const {
-        if constexpr (kAheadBlocks > 0) {
-            const int64_t skipped = b + kAheadBlocks < this->num_blocks ? 0 : (P - 1) * this->panel_bytes;
-            const uint8_t* ahead = w + kAheadBlocks * Layout::kBlockBytes + skipped;
-#pragma GCC unroll 8
-            for (int p = 0; p < P; ++p)
-#pragma GCC unroll 16
-                for (int line = 0; line < Layout::kBlockBytes; line += kVectorBytes)
-                    prefetch(ahead + p * this->panel_bytes + line);
+    FASTSERVE_INLINE static void operands(const uint8_t* w, int g, VecI& low, VecI& high) {
+        Layout::pair(w, g, low, high);
+        if constexpr (!kNarrow) {
+            low = operand_u8(low);
+            high = operand_u8(high);
         }
     }
 
-    // The sum of one row and one panel, both digits in one pass: four chains hide the latency that other
+    // sums[r] += block w . the 32 digits at digits(r).
+    template <int R, class Digits>
+    FASTSERVE_INLINE static void add_digit(VecI (&sums)[R], const uint8_t* w, Digits digits) {
+        constexpr int kChains =
+            8 * R <= kNumRegisters ? 2 : 1;  // a row; few chains would wait for each product
+        decltype(begin_digit<kNarrow>(zero_i())) running[R][kChains];
+#pragma GCC unroll 8
+        for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+            for (int c = 0; c < kChains; ++c)
+                running[r][c] = begin_digit<kNarrow>(c == 0 ? sums[r] : zero_i());
+#pragma GCC unroll 8
+        for (int g = 0; g < kGroups / 2; ++g) {
+            VecI low, high;
+            operands(w, g, low, high);
+#pragma GCC unroll 8
+            for (int r = 0; r < R; ++r)
+                running[r][0] = dot<kNarrow>(running[r][0], low, broadcast4(digits(r) + 4 * g));
+#pragma GCC unroll 8
+            for (int r = 0; r < R; ++r)
+                running[r][kChains - 1] =
+                    dot<kNarrow>(running[r][kChains - 1], high, broadcast4(digits(r) + 4 * g + 16));
+        }
+#pragma GCC unroll 8
+        for (int r = 0; r < R; ++r) {
+            sums[r] = end_digit<kNarrow>(sums[r], running[r][0]);
+            if constexpr (kChains == 2) sums[r] = add(sums[r], end_digit<kNarrow>(zero_i(), running[r][1]));
+        }
+    }
+
+    // The same for one row and all its digits, in one pass: two chains a digit hide the latency that other
     // tiles hide by having many sums.
-    FASTSERVE_INLINE VecI lone_sum(const uint8_t* w, const uint8_t* block) const {
-        constexpr bool kNarrow = Layout::kNarrow;
-        const uint8_t* const digits[2] = {block + kHighOffset, block + kLowOffset};
-        decltype(begin_digit<kNarrow>(zero_i())) running[2][2];
+    FASTSERVE_INLINE static VecI row_sum(const uint8_t* w, const uint8_t* x) {
+        const uint8_t* const digits[2] = {x + kHighOffset, x + kLowOffset};
+        decltype(begin_digit<kNarrow>(zero_i())) running[kDigits][2];
 #pragma GCC unroll 8
         for (auto& chains : running) chains[0] = chains[1] = begin_digit<kNarrow>(zero_i());
 #pragma GCC unroll 8
         for (int g = 0; g < kGroups / 2; ++g) {
             VecI low, high;
-            Layout::pair(w, g, low, high);
-            if constexpr (!kNarrow) {
-                low = operand_u8(low);
-                high = operand_u8(high);
-            }
+            operands(w, g, low, high);
 #pragma GCC unroll 8
-            for (int d = 0; d < 2; ++d) {
+            for (int d = 0; d < kDigits; ++d) {
                 running[d][0] = dot<kNarrow>(running[d][0], low, broadcast4(digits[d] + 4 * g));
                 running[d][1] = dot<kNarrow>(running[d][1], high, broadcast4(digits[d] + 4 * g + 16));
             }
         }
-        VecI sums[2];
+        VecI sum = zero_i();
 #pragma GCC unroll 8
-        for (int d = 0; d < 2; ++d)
-            sums[d] =
-                add(end_digit<kNarrow>(zero_i(), running[d][0]), end_digit<kNarrow>(zero_i(), running[d][1]));
-        VecI sum = add(shift_left<kDigitBits>(sums[0]), sums[1]);
-        if constexpr (!Layout::kHasMinimum) sum = add(sum, broadcast4(block + kBaseOffset));
+        for (const auto& chains : running)
+            sum = add(shift_left<kDigitBits>(sum),
+                      add(end_digit<kNarrow>(zero_i(), chains[0]), end_digit<kNarrow>(zero_i(), chains[1])));
         return sum;
+    }
+
+    template <int R>
+    FASTSERVE_INLINE static void prefetch_ahead(const uint8_t* w) {
+        if constexpr (kAheadBlocks > 0 && R >= kAheadRows)
+#pragma GCC unroll 16
+            for (int line = 0; line < Layout::kBlockBytes; line += kVectorBytes)
+                prefetch(w + kAheadBlocks * Layout::kBlockBytes + line);
     }
 
     template <int R, int P>
     [[gnu::noinline]] void tile(int row) const {
-        Vec acc[R][P];
+        Vec acc[R][1];
         float* const out = this->chunk_y + row * this->ldy;
         load_chain(acc, out, this->ldy, this->num_columns, this->first_block == 0);
         const uint8_t* w = this->chunk_w;
@@ -284,31 +273,26 @@ struct FewRows : Tiles<type> {
         for (int b = 0; b < this->num_blocks; ++b) {
             const auto at = [=](int r, int64_t offset)
                                 __attribute__((always_inline)) { return rows.at(r, offset); };
-            prefetch_ahead<P>(w, b);
-            VecI sums[R][P];
-            if constexpr (R == 1 && P == 1) {
-                sums[0][0] = lone_sum(w, at(0, 0));
-                add_links<Layout, Layout::kHasMinimum>(acc, sums, w, this->panel_bytes, at);
-                rows.advance();
-                w += Layout::kBlockBytes;
-                continue;
-            }
+            const auto base = [=](int r) __attribute__((always_inline)) {
+                return Layout::kHasMinimum ? zero_i() : broadcast4(at(r, kBaseOffset));
+            };
+            prefetch_ahead<R>(w);
+            VecI sums[R];
+            if constexpr (R == 1) {
+                sums[0] = add(row_sum(w, at(0, 0)), base(0));
+            } else {
 #pragma GCC unroll 8
-            for (int r = 0; r < R; ++r)
+                for (int r = 0; r < R; ++r) sums[r] = kDigits == 1 ? base(r) : zero_i();
+                add_digit(sums, w, [=](int r) __attribute__((always_inline)) { return at(r, kHighOffset); });
+                if constexpr (kDigits == 2) {
 #pragma GCC unroll 8
-                for (int p = 0; p < P; ++p) sums[r][p] = zero_i();
-            add_digit(sums, w, [=](int r) __attribute__((always_inline)) { return at(r, kHighOffset); });
-#pragma GCC unroll 8
-            for (int r = 0; r < R; ++r)
-#pragma GCC unroll 8
-                for (int p = 0; p < P; ++p) {
-                    sums[r][p] = shift_left<kDigitBits>(sums[r][p]);
-                    if constexpr (!Layout::kHasMinimum)
-                        sums[r][p] = add(sums[r][p], broadcast4(at(r, kBaseOffset)));
+                    for (int r = 0; r < R; ++r) sums[r] = add(shift_left<kDigitBits>(sums[r]), base(r));
+                    w = reread(w);
+                    add_digit(sums, w,
+                              [=](int r) __attribute__((always_inline)) { return at(r, kLowOffset); });
                 }
-            w = reread(w);
-            add_digit(sums, w, [=](int r) __attribute__((always_inline)) { return at(r, kLowOffset); });
-            add_links<Layout, Layout::kHasMinimum>(acc, sums, w, this->panel_bytes, at);
+            }
+            add_links<Layout, Layout::kHasMinimum>(acc, sums, w, at);
             rows.advance();
             w += Layout::kBlockBytes;
         }
@@ -320,23 +304,18 @@ template <WeightType type>
 struct ManyRows : Tiles<type> {
     using Layout = Unpacked<type>;
     using Tiles<type>::Tiles;
-    static constexpr int kMaxPanels = 1;
-    static constexpr int64_t kPanelBytes = kMaxChunkBlocks * Layout::kBlockBytes;
 
-    uint8_t* buffer;  // kPanelBytes
+    uint8_t* buffer;  // kMaxChunkBlocks blocks
 
     template <int P>
     FASTSERVE_INLINE void begin(int panel, int k_begin, int k_end) {
         this->begin_chunk(panel, k_begin, k_end);
-        for (int p = 0; p < P; ++p)
-            unpack_panel<type>(this->chunk_w + p * this->panel_bytes, this->num_blocks,
-                               buffer + p * kPanelBytes);
-        this->chunk_w = buffer;
+        unpack_panel<type>(this->chunk_w, this->num_blocks, buffer);
     }
 
     template <int R, int P>
     [[gnu::noinline]] void tile(int row) const {
-        Vec acc[R][P];
+        Vec acc[R][1];
         float* const out = this->chunk_y + row * this->ldy;
         load_chain(acc, out, this->ldy, this->num_columns, this->first_block == 0);
         const uint8_t* w = buffer;
@@ -344,22 +323,17 @@ struct ManyRows : Tiles<type> {
         for (int b = 0; b < this->num_blocks; ++b) {
             const auto at = [=](int r, int64_t offset)
                                 __attribute__((always_inline)) { return rows.at(r, offset); };
-            VecI sums[R][P];
+            VecI sums[R];
 #pragma GCC unroll 8
             for (int r = 0; r < R; ++r)
-#pragma GCC unroll 8
-                for (int p = 0; p < P; ++p)
-                    sums[r][p] = Packed<type>::kHasMinimum ? zero_i() : broadcast4(at(r, kBaseOffset));
+                sums[r] = Packed<type>::kHasMinimum ? zero_i() : broadcast4(at(r, kBaseOffset));
 #pragma GCC unroll 16
-            for (int j = 0; j < kPairs; ++j)
+            for (int j = 0; j < kPairs; ++j) {
+                const VecI codes = load(w + Layout::kHeader + j * kVectorBytes);
 #pragma GCC unroll 8
-                for (int p = 0; p < P; ++p) {
-                    const VecI codes = load(w + p * kPanelBytes + Layout::kHeader + j * kVectorBytes);
-#pragma GCC unroll 8
-                    for (int r = 0; r < R; ++r)
-                        sums[r][p] = dot_s16(sums[r][p], codes, broadcast4(at(r, 4 * j)));
-                }
-            add_links<Layout, Packed<type>::kHasMinimum>(acc, sums, w, kPanelBytes, at);
+                for (int r = 0; r < R; ++r) sums[r] = dot_s16(sums[r], codes, broadcast4(at(r, 4 * j)));
+            }
+            add_links<Layout, Packed<type>::kHasMinimum>(acc, sums, w, at);
             rows.advance();
             w += Layout::kBlockBytes;
         }
@@ -371,14 +345,20 @@ template <WeightType type>
 void run(const MatmulArgs& args, const MatmulPart& part, float* y, int64_t ldy) {
     const MatmulConfig config = choose_matmul(args.rows, type);
     if constexpr (kHasDotS16) {
-        if (is_wide(args.rows, type)) {
-            alignas(kVectorBytes) uint8_t buffer[ManyRows<type>::kPanelBytes];
+        if (is_wide(args)) {
+            alignas(kVectorBytes) uint8_t buffer[kMaxChunkBlocks * Unpacked<type>::kBlockBytes];
             ManyRows<type> kind(args, y, ldy);
             kind.buffer = buffer;
             return walk_tiles(kind, args.w.k, part, config);
         }
     }
-    FewRows<type> kind(args, y, ldy);
+    if constexpr (type != WeightType::q8) {
+        if (num_digits(args) == 1) {
+            FewRows<type, 1> kind(args, y, ldy);
+            return walk_tiles(kind, args.w.k, part, config);
+        }
+    }
+    FewRows<type, 2> kind(args, y, ldy);
     walk_tiles(kind, args.w.k, part, config);
 }
 

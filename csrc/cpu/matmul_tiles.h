@@ -37,6 +37,8 @@ constexpr int kMaxTileRows = kNumRegisters < 8 ? 2 : 6;
 // kind.tile<R, P>(row) for all rows of a panel group, R being 6, 4, 2 or 1 and R x P within Kind::kMaxTile.
 template <int P, class Kind>
 FASTSERVE_INLINE void walk_rows(const Kind& kind, int row, int row_end, int max_rows) {
+    if constexpr (Kind::kMaxRows >= 8 && 8 * P <= Kind::kMaxTile)
+        for (; max_rows >= 8 && row + 8 <= row_end; row += 8) kind.template tile<8, P>(row);
     if constexpr (kMaxTileRows >= 6 && 6 * P <= Kind::kMaxTile)
         for (; max_rows >= 6 && row + 6 <= row_end; row += 6) kind.template tile<6, P>(row);
     if constexpr (kMaxTileRows >= 4 && 4 * P <= Kind::kMaxTile)

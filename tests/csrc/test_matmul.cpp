@@ -1,5 +1,5 @@
 // matmul of every ISA and weight type against a plain loop in double precision, and its promise of the same
-// bits. `test_matmul --bench M N K type [isa] [threads]` times instead.
+// bits. `test_matmul --bench M N K type [isa] [threads] [activation bits]` times instead.
 #include <algorithm>
 #include <bit>
 #include <chrono>
@@ -24,8 +24,17 @@ namespace {
 
 using namespace fastserve;
 
-constexpr WeightType kTypes[] = {WeightType::f32, WeightType::f16, WeightType::bf16,
-                                 WeightType::q8,  WeightType::q4,  WeightType::q4m};
+struct Format {
+    WeightType type;
+    int32_t activation_bits = 14;
+
+    std::string name() const {
+        return weight_type_name(type) + (activation_bits == 8 ? std::string(" 8 bits") : "");
+    }
+};
+constexpr Format kFormats[] = {{WeightType::f32},   {WeightType::f16},   {WeightType::bf16},
+                               {WeightType::q8},    {WeightType::q4},    {WeightType::q4m},
+                               {WeightType::q4, 8}, {WeightType::q4m, 8}};
 constexpr float kUntouched = -12345.0f;
 int failures = 0;
 
@@ -39,13 +48,20 @@ std::vector<float> random_floats(size_t count, uint32_t seed) {
 
 // [rows, n] at ldy = n + 3, with untouched gaps checked.
 std::vector<float> multiply(const OpTable& isa, int num_threads, const std::vector<float>& x, int64_t ldx,
-                            int rows, const PackedWeight& w, const std::string& what) {
+                            int rows, const PackedWeight& w, int32_t activation_bits,
+                            const std::string& what) {
     const int64_t ldy = w.n + 3, scratch_bytes = matmul_scratch_bytes(w.type, rows, w.k);
     std::vector<float> y(static_cast<size_t>(rows * ldy), kUntouched);
     std::vector<uint8_t> scratch(static_cast<size_t>(scratch_bytes) + 128, 0xa5);
     auto* aligned = reinterpret_cast<uint8_t*>((reinterpret_cast<uintptr_t>(scratch.data()) + 63) / 64 * 64);
-    const MatmulArgs args = {
-        .x = x.data(), .ldx = ldx, .w = w, .rows = rows, .y = y.data(), .ldy = ldy, .scratch = aligned};
+    const MatmulArgs args = {.x = x.data(),
+                             .ldx = ldx,
+                             .w = w,
+                             .rows = rows,
+                             .y = y.data(),
+                             .ldy = ldy,
+                             .scratch = aligned,
+                             .activation_bits = activation_bits};
     Team team(std::vector<int>(static_cast<size_t>(num_threads), -1));
     team.run([&](const Worker& worker) { isa.matmul(args, worker); });
     bool clean = std::all_of(aligned + scratch_bytes, scratch.data() + scratch.size(),
@@ -64,7 +80,8 @@ std::vector<float> multiply(const OpTable& isa, int num_threads, const std::vect
 }
 
 // What the kernels make of one row of x.
-std::vector<double> rounded(const float* x, int k, WeightType type) {
+std::vector<double> rounded(const float* x, int k, const Format& format) {
+    const WeightType type = format.type;
     std::vector<double> result(x, x + k);
     if (type == WeightType::bf16)
         for (double& value : result) value = bfloat_to_float(float_to_bfloat(static_cast<float>(value)));
@@ -72,7 +89,8 @@ std::vector<double> rounded(const float* x, int k, WeightType type) {
     for (int begin = 0; begin < k; begin += kQuantBlock) {
         float largest = 0;
         for (int i = begin; i < begin + kQuantBlock; ++i) largest = std::max(largest, std::abs(x[i]));
-        const float scale = largest / portable::kMaxCode;
+        const auto max_code = format.activation_bits == 8 ? portable::kMaxByteCode : portable::kMaxCode;
+        const float scale = largest / static_cast<float>(max_code);
         for (int i = begin; i < begin + kQuantBlock; ++i)
             result[static_cast<size_t>(i)] = scale == 0 ? 0.0 : double{std::nearbyint(x[i] / scale)} * scale;
     }
@@ -82,10 +100,11 @@ std::vector<double> rounded(const float* x, int k, WeightType type) {
 // Every product is rounded into the sum at most three times: links of the chain x half an ulp of the largest
 // sum.
 void compare(const std::vector<float>& y, const std::vector<float>& x, int64_t ldx, int rows,
-             const PackedWeight& w, const std::vector<float>& weights, const std::string& what) {
+             const PackedWeight& w, const Format& format, const std::vector<float>& weights,
+             const std::string& what) {
     const int links = is_quantised(w.type) ? 3 * (w.k / kQuantBlock) : w.k;
     for (int r = 0; r < rows; ++r) {
-        const std::vector<double> row = rounded(x.data() + r * ldx, w.k, w.type);
+        const std::vector<double> row = rounded(x.data() + r * ldx, w.k, format);
         for (int c = 0; c < w.n; ++c) {
             double sum = 0, magnitude = 0;
             for (int i = 0; i < w.k; ++i) {
@@ -122,54 +141,58 @@ PackedBuffer random_weight(WeightType type, int n, int k, std::vector<float>& me
     return buffer;
 }
 
-void test_shape(const Isa& isa, WeightType type, int n, int k) {
+void test_shape(const Isa& isa, const Format& format, int n, int k) {
     const int64_t ldx = k + 5;
     const std::vector<float> x = random_floats(130 * static_cast<size_t>(ldx), 3);
     std::vector<float> meaning;
-    const PackedBuffer buffer = random_weight(type, n, k, meaning);
-    const std::string base = std::string(isa.name) + " " + weight_type_name(type) + " N " +
-                             std::to_string(n) + " K " + std::to_string(k);
-    const std::vector<float> most = multiply(*isa.table, 1, x, ldx, 130, buffer.view(), base + " M 130");
-    compare(most, x, ldx, 130, buffer.view(), meaning, base + " M 130");
+    const PackedBuffer buffer = random_weight(format.type, n, k, meaning);
+    const std::string base =
+        std::string(isa.name) + " " + format.name() + " N " + std::to_string(n) + " K " + std::to_string(k);
+    const std::vector<float> most =
+        multiply(*isa.table, 1, x, ldx, 130, buffer.view(), format.activation_bits, base + " M 130");
+    compare(most, x, ldx, 130, buffer.view(), format, meaning, base + " M 130");
     for (const int rows : {1, 2, 3, 7, 16, 33, 130}) {
         const std::string what = base + " M " + std::to_string(rows);
         const size_t count = static_cast<size_t>(rows) * n;
-        const std::vector<float> one = multiply(*isa.table, 1, x, ldx, rows, buffer.view(), what);
+        const std::vector<float> one =
+            multiply(*isa.table, 1, x, ldx, rows, buffer.view(), format.activation_bits, what);
         expect_same_bits(one.data(), most.data(), count, what + " against the first rows of M 130");
         const std::vector<float> two =
-            multiply(*isa.table, 2, x, ldx, rows, buffer.view(), what + " threads 2");
+            multiply(*isa.table, 2, x, ldx, rows, buffer.view(), format.activation_bits, what + " threads 2");
         expect_same_bits(one.data(), two.data(), count, what + " threads 1 and 2");
         const std::vector<float> five =
-            multiply(*isa.table, 5, x, ldx, rows, buffer.view(), what + " threads 5");
+            multiply(*isa.table, 5, x, ldx, rows, buffer.view(), format.activation_bits, what + " threads 5");
         expect_same_bits(one.data(), five.data(), count, what + " threads 1 and 5");
     }
 }
 
 // All ISAs agree bit for bit: f32 and f16 are one chain of fma, quantised weights exact integers and then
 // fma.
-void test_isas_agree(WeightType type) {
+void test_isas_agree(const Format& format) {
     const int n = 40, k = 576, rows = 9;
     const std::vector<float> x = random_floats(static_cast<size_t>(rows) * k, 5);
     std::vector<float> meaning;
-    const PackedBuffer buffer = random_weight(type, n, k, meaning);
+    const PackedBuffer buffer = random_weight(format.type, n, k, meaning);
     std::vector<float> first;
     for (const Isa& isa : isas()) {
         if (!isa.supported) continue;
-        const std::string what = std::string(isa.name) + " " + weight_type_name(type);
-        const std::vector<float> y = multiply(*isa.table, 1, x, k, rows, buffer.view(), what);
+        const std::string what = std::string(isa.name) + " " + format.name();
+        const std::vector<float> y =
+            multiply(*isa.table, 1, x, k, rows, buffer.view(), format.activation_bits, what);
         if (first.empty()) first = y;
         expect_same_bits(first.data(), y.data(), y.size(), what + " against the widest ISA");
     }
 }
 
-void test_nan_and_zero_rows(const Isa& isa, WeightType type) {
+void test_nan_and_zero_rows(const Isa& isa, const Format& format) {
     const int n = 40, k = 64;
     std::vector<float> x = random_floats(3 * k, 5), meaning;
     std::fill(x.begin(), x.begin() + k, 0.0f);
     x[k + 40] = std::nanf("");
-    const PackedBuffer buffer = random_weight(type, n, k, meaning);
-    const std::string what = std::string(isa.name) + " " + weight_type_name(type);
-    const std::vector<float> y = multiply(*isa.table, 1, x, k, 3, buffer.view(), what);
+    const PackedBuffer buffer = random_weight(format.type, n, k, meaning);
+    const std::string what = std::string(isa.name) + " " + format.name();
+    const std::vector<float> y =
+        multiply(*isa.table, 1, x, k, 3, buffer.view(), format.activation_bits, what);
     for (int c = 0; c < n; ++c) {
         if (y[static_cast<size_t>(c)] == 0 && std::isnan(y[static_cast<size_t>(n + c)]) &&
             std::isfinite(y[static_cast<size_t>(2 * n + c)]))
@@ -212,6 +235,7 @@ int bench(int argc, char** argv) {
     const WeightType type = find_weight_type(argv[5]);
     const OpTable& isa = argc > 6 ? find_isa(argv[6]) : op_table();
     Team team(std::vector<int>(argc > 7 ? std::strtoul(argv[7], nullptr, 10) : 1, -1));
+    const int32_t activation_bits = argc > 8 ? std::atoi(argv[8]) : 14;
     // Enough copies that the weights come from DRAM: 512 MB, or one where many rows make that irrelevant.
     const auto bytes = static_cast<size_t>(packed_bytes(type, n, k));
     const size_t num_copies = rows > 64 ? 1 : std::max<size_t>(1, (size_t{512} << 20) / bytes);
@@ -232,7 +256,8 @@ int bench(int argc, char** argv) {
                                  .rows = rows,
                                  .y = y.data(),
                                  .ldy = n,
-                                 .scratch = aligned};
+                                 .scratch = aligned,
+                                 .activation_bits = activation_bits};
         const auto start = std::chrono::steady_clock::now();
         team.run([&](const Worker& worker) { isa.matmul(args, worker); });
         seconds.push_back(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
@@ -253,23 +278,23 @@ int main(int argc, char** argv) {
     if (argc > 5 && std::string(argv[1]) == "--bench") return bench(argc, argv);
     for (const Isa& isa : isas()) {
         if (!isa.supported) continue;
-        for (const WeightType type : kTypes) {
+        for (const Format& format : kFormats) {
             for (const int n : {40, 576})
                 for (const int k : {64, 576, 1056}) {
                     // The large shape is left to the others: the portable path takes ten times as long.
                     if (n == 576 && (k == 1056 || std::string(isa.name) == "portable")) continue;
-                    test_shape(isa, type, n, k);
+                    test_shape(isa, format, n, k);
                 }
-            test_nan_and_zero_rows(isa, type);
+            test_nan_and_zero_rows(isa, format);
         }
     }
     test_work_is_divided();
-    for (const WeightType type : kTypes) test_isas_agree(type);
+    for (const Format& format : kFormats) test_isas_agree(format);
     // Odd K: bf16 pads its pairs.
     for (const Isa& isa : isas())
         if (isa.supported)
             for (const WeightType type : {WeightType::f32, WeightType::f16, WeightType::bf16})
-                test_shape(isa, type, 40, 75);
+                test_shape(isa, {type}, 40, 75);
     std::printf(failures == 0 ? "ok\n" : "%d failures\n", failures);
     return failures == 0 ? 0 : 1;
 }

@@ -12,7 +12,7 @@ constexpr int kNumRegisters = 8;
 // Of weights that are prefetched. What is computed with a line takes so many instructions that no load behind
 // it is begun in time: of weights from DRAM one core of a Zen 3 read 7.7 GB/s without, 9.4 so, which is its
 // roof.
-constexpr int kAheadBytes = 5120;
+constexpr int kAheadBytes = 5120, kAheadRows = 1;
 constexpr bool kHasDotS16 = true;
 constexpr int32_t kOffsetU8 = 0;
 constexpr bool kRereads = false;
@@ -255,18 +255,19 @@ FASTSERVE_INLINE VecI dot_u8s7(VecI acc, VecI u, VecI s) {
     return {_mm256_add_epi32(acc.lo, _mm256_madd_epi16(_mm256_maddubs_epi16(u.lo, s.lo), ones)),
             _mm256_add_epi32(acc.hi, _mm256_madd_epi16(_mm256_maddubs_epi16(u.hi, s.hi), ones))};
 }
-// For u < 16 seventeen pairs of products fit 16 bits (17 * 2 * 15 * 64 = 32640): widened at the end alone.
+// The pairs of products of u < 16 fit 16 bits (16 * 2 * 15 * 64 = 30720, 8 * 2 * 15 * 127 = 30480): widened
+// at the end alone.
 struct Running {
     VecI words;
 };
-FASTSERVE_INLINE Running begin_u4s7(VecI) {
+FASTSERVE_INLINE Running begin_u4(VecI) {
     return {splat(int32_t{0})};
 }
-FASTSERVE_INLINE Running dot_u4s7(Running running, VecI u, VecI s) {
+FASTSERVE_INLINE Running dot_u4(Running running, VecI u, VecI s) {
     return {{_mm256_add_epi16(running.words.lo, _mm256_maddubs_epi16(u.lo, s.lo)),
              _mm256_add_epi16(running.words.hi, _mm256_maddubs_epi16(u.hi, s.hi))}};
 }
-FASTSERVE_INLINE VecI end_u4s7(VecI sum, Running running) {
+FASTSERVE_INLINE VecI end_u4(VecI sum, Running running) {
     const __m256i ones = _mm256_set1_epi16(1);
     return add(sum, {_mm256_madd_epi16(running.words.lo, ones), _mm256_madd_epi16(running.words.hi, ones)});
 }

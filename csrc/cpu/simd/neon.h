@@ -10,8 +10,8 @@ namespace fastserve::FASTSERVE_ISA_NAMESPACE {
 
 // Vec-sized register sets of this ISA: what the accumulators, operands and temporaries of a tile must fit.
 constexpr int kNumRegisters = 8;
-constexpr int kAheadBytes = 0;      // of weights that are prefetched
-constexpr bool kHasDotS16 = false;  // four instructions would do what two of dot_u8s7 do
+constexpr int kAheadBytes = 0, kAheadRows = 1;  // of weights that are prefetched
+constexpr bool kHasDotS16 = false;              // four instructions would do what two of dot_u8s7 do
 constexpr int32_t kOffsetU8 = 128;
 // Of a tile of 6 rows gcc 12 stored 400 registers on the stack, most of them codes for the second digit; 120
 // so.
@@ -253,13 +253,13 @@ FASTSERVE_INLINE VecI operand_u8(VecI u) {
 FASTSERVE_INLINE VecI dot_u8s7(VecI acc, VecI operand, VecI s) {
     return dot_bytes(acc, operand, s);
 }
-FASTSERVE_INLINE VecI begin_u4s7(VecI sum) {
+FASTSERVE_INLINE VecI begin_u4(VecI sum) {
     return sum;
 }
-FASTSERVE_INLINE VecI dot_u4s7(VecI running, VecI u, VecI s) {
+FASTSERVE_INLINE VecI dot_u4(VecI running, VecI u, VecI s) {
     return dot_bytes(running, u, s);
 }
-FASTSERVE_INLINE VecI end_u4s7(VecI, VecI running) {
+FASTSERVE_INLINE VecI end_u4(VecI, VecI running) {
     return running;
 }
 // acc[i] + a[2 i + 1] b[2 i + 1] + a[2 i] b[2 i], added in this order, for bfloat16 a and b. bfdot would

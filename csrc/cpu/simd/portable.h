@@ -18,7 +18,7 @@ using Uint4 = uint32_t __attribute__((vector_size(16)));
 // Vec-sized register sets of this ISA: what the accumulators, operands and temporaries of a tile must fit.
 // aarch64 has 8, of which CPUs with dot products make use in neon.h.
 constexpr int kNumRegisters = 4;
-constexpr int kAheadBytes = 0;  // of weights that are prefetched
+constexpr int kAheadBytes = 0, kAheadRows = 1;  // of weights that are prefetched
 constexpr bool kHasDotS16 = true;
 constexpr int32_t kOffsetU8 = 0;
 constexpr bool kRereads = false;
@@ -302,13 +302,13 @@ FASTSERVE_INLINE VecI operand_u8(VecI u) {
 FASTSERVE_INLINE VecI dot_u8s7(VecI acc, VecI u, VecI s) {
     FASTSERVE_EACH(VecI, acc.q[i] + dot4(u.q[i], s.q[i]));
 }
-FASTSERVE_INLINE VecI begin_u4s7(VecI sum) {
+FASTSERVE_INLINE VecI begin_u4(VecI sum) {
     return sum;
 }
-FASTSERVE_INLINE VecI dot_u4s7(VecI running, VecI u, VecI s) {
+FASTSERVE_INLINE VecI dot_u4(VecI running, VecI u, VecI s) {
     return dot_u8s7(running, u, s);
 }
-FASTSERVE_INLINE VecI end_u4s7(VecI, VecI running) {
+FASTSERVE_INLINE VecI end_u4(VecI, VecI running) {
     return running;
 }
 // Lane i: a[2 i] b[2 i] + a[2 i + 1] b[2 i + 1] for s16.
