@@ -33,7 +33,13 @@ def main() -> None:
     place = describe_machine(), measure_roofs(cores[:threads])
     length = max(arguments.prompt, arguments.context + arguments.new_tokens) + 8
     per_device = threads // arguments.devices
-    ours = Ours(path, devices=arguments.devices, num_threads=per_device, max_model_len=length)
+    ours = Ours(
+        path,
+        devices=arguments.devices,
+        num_threads=per_device,
+        max_model_len=length,
+        activation_bits=arguments.activation_bits,
+    )
     repacking = llama_cpp_survives(path)
     if not repacking:
         print(
@@ -58,6 +64,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--devices", type=int, default=1)
     parser.add_argument("--threads", type=int, default=None, help="in all; by default the usable cores")
+    parser.add_argument("--activation-bits", type=int, default=14, help="ours: 14 or 8 (llama.cpp: 8)")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--context", type=int, default=128, help="tokens before decode starts")
     parser.add_argument("--new-tokens", type=int, default=32, help="decoded per round")

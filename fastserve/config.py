@@ -12,6 +12,7 @@ OnLoss = Literal["respawn", "shrink"]
 
 DEFAULT_MODEL = "smollm2-135m"
 MAX_HEARTBEAT_S = 3600.0
+ACTIVATION_BITS = (14, 8)
 _COUNTS = (
     "max_num_tokens",
     "max_num_seqs",
@@ -57,6 +58,9 @@ class EngineConfig:
     max_model_len: int | None = None  # None: the model's own context length
     kv_cache_bytes: int | None = None  # of the whole group; None: chosen from free memory
     kv_dtype: KvDtype = "auto"
+    # On CPUs, of the codes that 4-bit weights are multiplied with. 8, as other engines have it: prefill and batches are
+    # about 1.5 times as fast, logits move by some 10 % instead of 1 %, and answers differ more between device counts.
+    activation_bits: int = 14
     num_threads: int | None = None  # per device; None: the cores at hand, divided
     on_loss: OnLoss = "respawn"  # a lost rank is replaced, or the others share out what it held
     heartbeat_s: float = (
@@ -83,6 +87,8 @@ class EngineConfig:
             raise ValueError(
                 f"max_num_tokens must be >= max_num_seqs ({self.max_num_seqs}), got {self.max_num_tokens}"
             )
+        if self.activation_bits not in ACTIVATION_BITS:
+            raise ValueError(f"activation_bits must be 14 or 8, got {self.activation_bits}")
         _one_of("kv_dtype", self.kv_dtype, get_args(KvDtype))
         _one_of("on_loss", self.on_loss, get_args(OnLoss))
         _one_of("policy", self.policy, get_args(PolicyName))

@@ -43,7 +43,8 @@ MatmulArgs matmul_args(Program& p, const py::tuple& x, const PackedBuffer& w, co
             .rows = 0,
             .y = p.buffer(to.offset),
             .ldy = to.ld,
-            .scratch = p.buffer(scratch)};
+            .scratch = p.buffer(scratch),
+            .activation_bits = p.activation_bits()};
 }
 
 void add_embed(Program& p, uintptr_t table, int gguf_type, int64_t row_bytes, int d, const py::tuple& out) {
@@ -251,14 +252,14 @@ void bind_program(py::module_& m) {
     py::class_<KvCache>(m, "KvCache").def_readonly("num_blocks", &KvCache::num_blocks);
     py::class_<Program, std::shared_ptr<Program>>(m, "Program")
         .def(py::init([](int max_tokens, int max_samples, int num_slots, int max_blocks, int vocab_size,
-                         std::vector<int> num_blocks, std::shared_ptr<Exchange> exchange) {
+                         std::vector<int> num_blocks, std::shared_ptr<Exchange> exchange, int activation_bits) {
                  return std::make_shared<Program>(SlotLimits{max_tokens, max_samples, num_slots, max_blocks,
                                                              vocab_size, std::move(num_blocks)},
-                                                  std::move(exchange));
+                                                  std::move(exchange), activation_bits);
              }),
              py::kw_only(), py::arg("max_tokens"), py::arg("max_samples"), py::arg("num_slots"),
              py::arg("max_blocks"), py::arg("vocab_size"), py::arg("num_blocks"),
-             py::arg("exchange") = nullptr)
+             py::arg("exchange") = nullptr, py::arg("activation_bits") = 14)
         .def_property_readonly("num_ops", [](const Program& p) { return p.ops().size(); })
         .def_property_readonly("ops", &describe_ops,
                                "(name, shape, arithmetic) of each, in the order in which they run.")

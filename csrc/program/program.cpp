@@ -26,8 +26,14 @@ Pages::~Pages() {
     munmap(data_, size_);
 }
 
-Program::Program(SlotLimits limits, std::shared_ptr<Exchange> exchange)
-    : table_(op_table()), slots_(std::move(limits)), exchange_(std::move(exchange)) {}
+Program::Program(SlotLimits limits, std::shared_ptr<Exchange> exchange, int32_t activation_bits)
+    : table_(op_table()),
+      slots_(std::move(limits)),
+      exchange_(std::move(exchange)),
+      activation_bits_(activation_bits) {
+    if (activation_bits != 14 && activation_bits != 8)
+        throw std::invalid_argument("activation_bits must be 14 or 8, got " + std::to_string(activation_bits));
+}
 
 void Program::allocate_arena(size_t bytes) {
     arena_ = std::make_unique<Pages>(bytes);

@@ -36,11 +36,13 @@ class Pages {
 
 class Program {
   public:
-    // exchange may be null: a group of one. Throws what op_table() throws.
-    Program(SlotLimits limits, std::shared_ptr<Exchange> exchange);
+    // exchange may be null: a group of one. activation_bits: of the matmuls that are appended. Throws what
+    // op_table() throws, std::invalid_argument.
+    Program(SlotLimits limits, std::shared_ptr<Exchange> exchange, int32_t activation_bits = 14);
 
     SlotTable& slots() { return slots_; }
     Exchange* exchange() const { return exchange_.get(); }
+    int32_t activation_bits() const { return activation_bits_; }
 
     void allocate_arena(size_t bytes);
     float* buffer(size_t offset) const;  // throws std::out_of_range beyond the arena
@@ -74,6 +76,7 @@ class Program {
     const OpTable& table_;
     SlotTable slots_;
     std::shared_ptr<Exchange> exchange_;
+    int32_t activation_bits_;
     std::unique_ptr<Pages> arena_;
     std::vector<std::unique_ptr<Pages>> kv_;
     std::vector<std::unique_ptr<std::vector<float>>> kept_floats_;

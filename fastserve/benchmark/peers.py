@@ -40,10 +40,17 @@ class Peer(ABC):
 class Ours(Peer):
     """The whole engine on the caller's thread: scheduler, ranks, detokenizer and all."""
 
-    def __init__(self, path: Path, *, devices: int, num_threads: int, max_model_len: int) -> None:
-        self.name = f"fastserve {devices}x{num_threads}t"
+    def __init__(
+        self, path: Path, *, devices: int, num_threads: int, max_model_len: int, activation_bits: int = 14
+    ) -> None:
+        self.name = f"fastserve {devices}x{num_threads}t" + (" 8 bits" if activation_bits == 8 else "")
         self._llm = LLM(
-            str(path), devices=devices, num_threads=num_threads, max_model_len=max_model_len, max_num_seqs=1
+            str(path),
+            devices=devices,
+            num_threads=num_threads,
+            max_model_len=max_model_len,
+            max_num_seqs=1,
+            activation_bits=activation_bits,
         )
 
     def seconds_to_first(self, prompt: list[int]) -> float:

@@ -10,7 +10,8 @@ from fastserve.cli.options import ENGINE
 from fastserve.cli.settings import Settings, UsageError, add_model
 from fastserve.config import EngineConfig
 
-OPTIONS = tuple(option for option in ENGINE if option.name in ("model", "num_threads", "kv_dtype", "offline"))
+_ENGINE_OPTIONS = ("model", "num_threads", "kv_dtype", "activation_bits", "offline")
+OPTIONS = tuple(option for option in ENGINE if option.name in _ENGINE_OPTIONS)
 BATCHES = "1,16,64"
 
 

@@ -27,6 +27,7 @@ class RankSettings:
     num_blocks: int
     kv_type: str  # "f32" | "bf16"
     mailbox_capacity: int  # bytes, of steps and of results alike
+    activation_bits: int = 14  # of the codes that 4-bit weights are multiplied with, on CPUs: 14 or 8
 
 
 class OpenModel(NamedTuple):
@@ -104,6 +105,7 @@ def record_program(
         vocab_size=config.vocab_size,
         num_blocks=[settings.num_blocks],
         exchange=exchange,
+        activation_bits=settings.activation_bits,
     )
     caches = tuple(
         LayerCache(

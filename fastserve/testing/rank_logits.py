@@ -17,7 +17,9 @@ from fastserve.worker.step_codec import StepEncoder, decode_result, mailbox_capa
 TIMEOUT_MS = 60_000
 
 
-def rank_logits(path: Path, token_ids: Sequence[int], *, kv_type: str, num_threads: int = 2) -> Tensor:
+def rank_logits(
+    path: Path, token_ids: Sequence[int], *, kv_type: str, num_threads: int = 2, activation_bits: int = 14
+) -> Tensor:
     """[T, V] fp32 of one sequence on one device, computed in one step."""
     model = open_model(str(path))
     num_tokens = len(token_ids)
@@ -29,6 +31,7 @@ def rank_logits(path: Path, token_ids: Sequence[int], *, kv_type: str, num_threa
         max_blocks=num_blocks,
         num_blocks=num_blocks,
         kv_type=kv_type,
+        activation_bits=activation_bits,
         mailbox_capacity=mailbox_capacity(
             num_slots=1, max_tokens=num_tokens, max_samples=num_tokens, num_blocks=num_blocks
         ),

@@ -106,6 +106,8 @@ def plan_execution(config: EngineConfig, path: Path) -> ExecutorConfig:
     check_isa()
     model = open_model(str(path))
     division = divide(config, model)
+    if division.gpus and config.activation_bits == 8:
+        raise ValueError("activation_bits is for CPUs: GPUs multiply bf16")
     plan = division.plan
     max_model_len = choose_max_model_len(config, model.config)
     kv_type = choose_kv_type(config, model.file)
@@ -117,6 +119,7 @@ def plan_execution(config: EngineConfig, path: Path) -> ExecutorConfig:
         max_blocks=-(-max_model_len // int(_C.BLOCK_SIZE)),
         num_blocks=num_blocks,
         kv_type=kv_type,
+        activation_bits=config.activation_bits,
         mailbox_capacity=mailbox_capacity(
             num_slots=config.max_num_seqs,
             max_tokens=config.max_num_tokens,

@@ -63,6 +63,23 @@ def test_logits_of_the_whole_model(smollm2_path: Path) -> None:
     assert errors.max() <= LIMITS["Q4_1"]
 
 
+@pytest.mark.parametrize("type_name", ["Q4_0", "Q4_1"])
+def test_activations_of_8_bits_are_coarser_and_no_more(
+    type_name: str, smollm2_path: Path, tmp_path: Path
+) -> None:
+    path = convert(smollm2_path, tmp_path / f"{type_name}.gguf", type_name, num_layers=NUM_LAYERS)
+    expected = ReferenceModel(path).logits(TOKENS)
+    errors = [
+        float(
+            (rank_logits(path, TOKENS, kv_type="bf16", activation_bits=bits) - expected).norm()
+            / expected.norm()
+        )
+        for bits in (14, 8)
+    ]
+    print(f"{type_name}, over all positions: 14 bits {errors[0]:.2e}, 8 bits {errors[1]:.2e}")
+    assert 2 * errors[0] < errors[1] <= 0.1
+
+
 def test_one_thread_and_two_give_the_same_bits(smollm2_path: Path) -> None:
     one = rank_logits(smollm2_path, TOKENS, kv_type="bf16", num_threads=1)
     two = rank_logits(smollm2_path, TOKENS, kv_type="bf16", num_threads=2)
