@@ -14,7 +14,7 @@ import tokenizers
 from tokenizers import pre_tokenizers
 from tokenizers.models import BPE
 
-from fastserve.engine.vocabulary import BYTE_OF_CHAR, PREFIX, TokenType, Vocabulary
+from fastserve.engine.vocabulary import BYTE_OF_CHAR, PREFIX, SPECIAL_TYPES, TokenType, Vocabulary
 from fastserve.errors import ModelConfigError
 
 # The originals write (?i:'s|...), which takes U+017F for an s too; spelled out, as in llama.cpp, it does not.
@@ -45,7 +45,7 @@ _PRE_TOKENIZERS: Mapping[str, Callable[[], pre_tokenizers.PreTokenizer]] = {
 
 
 class Tokenizer:
-    """A model's tokenizer; immutable, so threads may share it.
+    """A model's tokenizer. Threads may share it.
 
     `bos_id` and `eos_id` are None where the model names none; `eos_ids` are all tokens that end a generation.
     """
@@ -55,16 +55,18 @@ class Tokenizer:
             raise ModelConfigError(
                 f"pre-tokenizer {vocabulary.pre!r} is not supported; supported: {', '.join(_PRE_TOKENIZERS)}"
             )
-        by_length = sorted(enumerate(vocabulary.tokens), key=lambda item: -len(item[1]))
-        literal = [(text, token_id) for token_id, text in by_length if text]
+        literal = [
+            (vocabulary.tokens[token_id], token_id)
+            for token_id in vocabulary.ids_of(SPECIAL_TYPES | {TokenType.USER_DEFINED})
+            if vocabulary.tokens[token_id]
+        ]
+        literal.sort(key=lambda item: -len(item[0]))
         kinds = vocabulary.types
         self._vocabulary = vocabulary
         self._literal = tuple(t for t in literal if kinds[t[1]] is TokenType.USER_DEFINED)
-        self._literal_or_special = tuple(
-            t for t in literal if kinds[t[1]] is TokenType.USER_DEFINED or vocabulary.is_special(t[1])
-        )
+        self._literal_or_special = tuple(literal)
         self._bpe = _build_bpe(vocabulary)
-        self._bytes = tuple(vocabulary.bytes_of(token_id) for token_id in range(len(vocabulary.tokens)))
+        self._bytes: dict[int, bytes] = {}  # of the tokens that were asked for
         self.vocab_size = len(vocabulary.tokens)
         self.bos_id = vocabulary.bos_id
         self.eos_id = vocabulary.eos_id
@@ -124,8 +126,11 @@ class Tokenizer:
 
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes that a token adds to the text."""
-        self._check_id(token_id)
-        return self._bytes[token_id]
+        known = self._bytes.get(token_id)
+        if known is None:
+            self._check_id(token_id)
+            known = self._bytes[token_id] = self._vocabulary.bytes_of(token_id)
+        return known
 
     def token_text(self, token_id: int) -> str:
         """The token alone, for people to read: part of a character is shown as U+FFFD."""
@@ -137,8 +142,8 @@ class Tokenizer:
         return self._vocabulary.is_special(token_id)
 
     def _check_id(self, token_id: int) -> None:
-        if not 0 <= token_id < len(self._bytes):
-            raise ValueError(f"token id must be in [0, {len(self._bytes)}), got {token_id}")
+        if not 0 <= token_id < self.vocab_size:
+            raise ValueError(f"token id must be in [0, {self.vocab_size}), got {token_id}")
 
     def _encode_plain(self, text: str) -> list[int]:
         ids = self._bpe.encode(_LONE_SURROGATE.sub("\ufffd", text), add_special_tokens=False).ids
@@ -161,16 +166,20 @@ def _build_bpe(vocabulary: Vocabulary) -> tokenizers.Tokenizer:
     It never sees control tokens, so no text can merge into one. A byte without a token of its own gets an id
     beyond the vocabulary: it keeps its neighbours apart while merging, and is dropped from the result.
     """
-    ids = {text: i for i, text in enumerate(vocabulary.tokens) if not vocabulary.is_special(i)}
-    special = {text for i, text in enumerate(vocabulary.tokens) if vocabulary.is_special(i)}
+    special_ids = vocabulary.ids_of(SPECIAL_TYPES)
+    special = {vocabulary.tokens[token_id] for token_id in special_ids}
+    ids = {text: i for i, text in enumerate(vocabulary.tokens)}
+    for token_id in special_ids:
+        ids.pop(vocabulary.tokens[token_id], None)
     for char in BYTE_OF_CHAR:
         ids.setdefault(char, len(vocabulary.tokens) + len(ids))
-    merges = [
-        (left, right) for left, right in vocabulary.merges if special.isdisjoint((left, right, left + right))
-    ]
-    for left, right in merges:
-        unknown = next((part for part in (left, right, left + right) if part not in ids), None)
-        if unknown is not None:
+    merges = []
+    for left, right in vocabulary.merges:
+        parts = left, right, left + right
+        if left in ids and right in ids and parts[2] in ids:
+            merges.append((left, right))
+        elif special.isdisjoint(parts):
+            unknown = next(part for part in parts if part not in ids)
             raise ModelConfigError(f"{PREFIX}merges: '{left} {right}' needs {unknown!r}, which is no token")
     machine = tokenizers.Tokenizer(
         BPE(

@@ -38,6 +38,7 @@ def _byte_alphabet() -> dict[int, str]:
 
 CHAR_OF_BYTE = _byte_alphabet()
 BYTE_OF_CHAR = {char: byte for byte, char in CHAR_OF_BYTE.items()}
+SPECIAL_TYPES = frozenset({TokenType.CONTROL, TokenType.UNKNOWN})
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,12 +81,18 @@ class Vocabulary:
         )
 
     def is_special(self, token_id: int) -> bool:
-        return self.types[token_id] in (TokenType.CONTROL, TokenType.UNKNOWN)
+        return self.types[token_id] in SPECIAL_TYPES
+
+    def ids_of(self, types: frozenset[TokenType]) -> list[int]:
+        """The tokens of these types, in order."""
+        return [token_id for token_id, kind in enumerate(self.types) if kind in types]
 
     def bytes_of(self, token_id: int) -> bytes:
         """What the token adds to the text: control and user-defined ones their spelling, unused nothing."""
         text, kind = self.tokens[token_id], self.types[token_id]
         if kind in (TokenType.NORMAL, TokenType.UNDEFINED):
+            if text.isascii() and " " not in text and text.isprintable():
+                return text.encode()  # these stand for themselves
             return b"".join(
                 bytes((BYTE_OF_CHAR[char],)) if char in BYTE_OF_CHAR else char.encode(errors="replace")
                 for char in text
@@ -149,16 +156,19 @@ def _types(metadata: Mapping[str, object], tokens: tuple[str, ...]) -> tuple[Tok
         raise ModelConfigError(
             f"{PREFIX}token_type has {len(raw)} entries but {PREFIX}tokens has {len(tokens)}"
         )
-    types = []
-    for text, value in zip(tokens, raw, strict=True):
-        try:
-            kind = TokenType(value)  # type: ignore[arg-type]
-        except ValueError:
-            raise _malformed("token_type", "an array of types in [0, 6]", value) from None
-        if kind is TokenType.BYTE and not _is_byte_text(text):
-            raise _malformed("tokens", "written <0xXX> where the type is BYTE", text)
-        types.append(TokenType.CONTROL if text in END_TEXTS else kind)
-    return tuple(types)
+    known = {kind.value: kind for kind in TokenType}
+    try:
+        types = [known[value] for value in raw]  # type: ignore[index]
+    except (KeyError, TypeError):
+        wrong = next(value for value in raw if value not in known.values())
+        raise _malformed("token_type", "an array of types in [0, 6]", wrong) from None
+    if TokenType.BYTE in types:
+        for text, kind in zip(tokens, types, strict=True):
+            if kind is TokenType.BYTE and not _is_byte_text(text):
+                raise _malformed("tokens", "written <0xXX> where the type is BYTE", text)
+    return tuple(
+        TokenType.CONTROL if text in END_TEXTS else kind for text, kind in zip(tokens, types, strict=True)
+    )
 
 
 def _is_byte_text(text: str) -> bool:
@@ -167,6 +177,8 @@ def _is_byte_text(text: str) -> bool:
 
 
 def _refuse_duplicates(tokens: tuple[str, ...], types: tuple[TokenType, ...]) -> None:
+    if len(set(tokens)) == len(tokens):
+        return
     seen: dict[str, int] = {}
     for token_id, (text, kind) in enumerate(zip(tokens, types, strict=True)):
         if kind is not TokenType.UNUSED and seen.setdefault(text, token_id) != token_id:
@@ -178,8 +190,8 @@ def _refuse_duplicates(tokens: tuple[str, ...], types: tuple[TokenType, ...]) ->
 def _merges(metadata: Mapping[str, object]) -> tuple[tuple[str, str], ...]:
     pairs = []
     for line in _sequence(metadata, "merges"):
-        parts = tuple(line.split(" ")) if isinstance(line, str) else ()
-        if len(parts) != 2 or not all(parts):
+        left, _, right = line.partition(" ") if isinstance(line, str) else ("", "", "")
+        if not left or not right or " " in right:
             raise _malformed("merges", "an array of two tokens with one space between", line)
-        pairs.append((parts[0], parts[1]))
+        pairs.append((left, right))
     return tuple(pairs)
