@@ -43,7 +43,12 @@ class Ours(Peer):
     def __init__(self, path: Path, *, devices: int, num_threads: int, max_model_len: int) -> None:
         self.name = f"fastserve {devices}x{num_threads}t"
         self._llm = LLM(
-            str(path), devices=devices, num_threads=num_threads, max_model_len=max_model_len, max_num_seqs=1
+            str(path),
+            devices=devices,
+            num_threads=num_threads,
+            max_model_len=max_model_len,
+            max_num_seqs=1,
+            speculation="off",  # as the peers: a token a step
         )
 
     def seconds_to_first(self, prompt: list[int]) -> float:

@@ -1,62 +1,78 @@
-"""How a request's drafts fared, by how long the match was that they came from."""
+"""How drafts fared, by how long the match was that they came from: of one request, and of all of a kind."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from fastserve.step import NO_DRAFTS
+from fastserve.step import MATCH_CLASSES, NO_DRAFTS
 
-# Of drafted tokens whose predecessors were right, the share that is right too: of a new request.
-FIRST_GUESS = (0.3, 0.45, 0.6, 0.8)
-_GUESS_WEIGHT = 1.0  # in tokens
-_FADE = 0.9  # per draft: some 10 drafts count
+# How many first drafts are right, and how many of those behind one that was right, by class: SmolLM2 over prose, code
+# and repeated texts (bench/speculation.py). What requests show soon counts for more.
+FIRST_GUESS = ((0.35, 0.65), (0.6, 0.75), (0.8, 0.87), (0.93, 0.95))
 _MEAN_WEIGHT = 0.1  # of the newest step in what the request adds to steps
 _FIRST_WAIT, _MAX_WAIT = 16, 512  # tokens until a class that does not pay is tried again
 
 
+class Acceptance:
+    """Shares of drafts that were right; older ones fade."""
+
+    def __init__(self, guess: Sequence[tuple[float, float]], *, weight: float, fade: float) -> None:
+        """The guess counts like `weight` drafts. A draft counts `fade` times what the next one does."""
+        self._fade = fade
+        self._right = [[share * weight for share in of_class] for of_class in guess]
+        self._tried = [[weight, weight] for _ in guess]
+
+    def of(self, match_class: int) -> tuple[float, float]:
+        """How likely a first draft is right, and one behind a draft that was right."""
+        first, after = self._right[match_class]
+        first_tried, after_tried = self._tried[match_class]
+        return first / first_tried, after / after_tried
+
+    def add(self, match_class: int, num_drafted: int, num_right: int) -> None:
+        self._add(match_class, 0, num_right > 0, 1)
+        if num_right and num_drafted > 1:
+            self._add(match_class, 1, num_right - 1, num_right - 1 + (num_right < num_drafted))
+
+    def _add(self, match_class: int, place: int, num_right: int, num_tried: int) -> None:
+        for counts, number in ((self._right, num_right), (self._tried, num_tried)):
+            of_class = counts[match_class]
+            of_class[place] = self._fade * of_class[place] + number
+
+
 @dataclass(slots=True)
-class _Class:
-    right: float
-    tried: float
+class _Retry:
     wait: int = _FIRST_WAIT
-    retry_at: int | None = None  # output tokens; None: it pays
-
-
-def _new_classes() -> list[_Class]:
-    return [_Class(_GUESS_WEIGHT * guess, _GUESS_WEIGHT) for guess in FIRST_GUESS]
+    at: int | None = None  # output tokens; None: the class pays
 
 
 @dataclass(slots=True)
 class DraftRecord:
     budgets: tuple[int, ...] = NO_DRAFTS  # as its slot has them
-    is_stale: bool = True  # the budgets were chosen before something was learned
+    is_stale: bool = True  # something was learned since the budgets were chosen
+    acceptance: Acceptance | None = None  # None: it has not decoded yet
     mean_rows: float = 1.0  # of a step
     mean_tokens: float = 1.0
-    _classes: list[_Class] = field(default_factory=_new_classes)
+    _retries: list[_Retry] = field(default_factory=lambda: [_Retry() for _ in range(MATCH_CLASSES)])
 
     def leave_slot(self) -> None:
         self.budgets, self.is_stale = NO_DRAFTS, True
 
-    def acceptance(self, match_class: int) -> float:
-        found = self._classes[match_class]
-        return found.right / found.tried
-
-    def observe(self, match_class: int | None, num_drafted: int, num_accepted: int) -> None:
-        """A step of the request came back; match_class: None if it drafted nothing."""
+    def observe_step(self, num_drafted: int, num_right: int) -> None:
         self.mean_rows += _MEAN_WEIGHT * (1 + num_drafted - self.mean_rows)
-        self.mean_tokens += _MEAN_WEIGHT * (1 + num_accepted - self.mean_tokens)
-        if match_class is None:
-            return
-        found = self._classes[match_class]
-        found.right = _FADE * found.right + num_accepted
-        found.tried = _FADE * found.tried + num_accepted + (num_accepted < num_drafted)
-        found.wait = _FIRST_WAIT if num_accepted else min(2 * found.wait, _MAX_WAIT)
-        found.retry_at = None
+        self.mean_tokens += _MEAN_WEIGHT * (1 + num_right - self.mean_tokens)
+
+    def observe_drafts(self, match_class: int, num_drafted: int, num_right: int) -> None:
+        assert self.acceptance is not None, "it got a budget first"
+        self.acceptance.add(match_class, num_drafted, num_right)
+        retry = self._retries[match_class]
+        retry.wait = _FIRST_WAIT if num_right else min(2 * retry.wait, _MAX_WAIT)
+        retry.at = None
         self.is_stale = True
 
     def retry_drafts(self, match_class: int, num_tokens: int) -> int:
         """Drafts of a class that does not pay: none, but after a while one, to see whether it does by now."""
-        found = self._classes[match_class]
-        if found.retry_at is None:
-            found.retry_at = num_tokens + found.wait
-        return int(num_tokens >= found.retry_at)
+        retry = self._retries[match_class]
+        if retry.at is None:
+            retry.at = num_tokens + retry.wait
+        return int(num_tokens >= retry.at)

@@ -182,10 +182,10 @@ class Scheduler:
         decoding = [request for request in order if not request.is_prefilling]
         wanted = self._draft_budgets(decoding)
         draft.announce_decodes(len(decoding))
-        for request, budgets in zip(decoding, wanted, strict=True):
+        for request, of_request in zip(decoding, wanted, strict=True):
             if request.slot is None:
                 continue
-            budgets = self._fit_drafts(request, budgets, draft)
+            budgets = self._fit_drafts(request, of_request, draft)
             num_positions = request.num_positions_after(max(budgets))
             if request.num_drafts_under_way and not self.blocks.can_grant(request.slot, num_positions):
                 continue  # once it is known which of them were right, it may need no block

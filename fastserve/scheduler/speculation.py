@@ -1,20 +1,19 @@
 """How many tokens each request drafts: as many as make the batch's tokens come sooner, by what was measured.
 
-A request that drafts d tokens, each right with probability p if those before it are, adds p + p^2 + ... + p^d tokens
-to a step and d rows to its cost. It drafts as many as give the most tokens a second, beside the others as they lately
-were; none, where that is less than MIN_GAIN above not drafting at all.
+A request that drafts d tokens, of which the first is right with probability p and each later one, if those before it
+are, with q, adds p (1 + q + ... + q^(d-1)) tokens to a step and d rows to its cost. It drafts as many as give the most
+tokens a second, beside the others as they lately were; none, where that is not MIN_GAIN above drafting none.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fastserve.scheduler.draft_record import DraftRecord
+from fastserve.scheduler.draft_record import FIRST_GUESS, Acceptance, DraftRecord
 from fastserve.scheduler.request_state import RequestState
 from fastserve.scheduler.step_costs import StepCosts
-from fastserve.step import MATCH_CLASSES, NO_DRAFTS, Drafted, Step, StepResult
+from fastserve.step import MATCH_CLASSES, MAX_DRAFTS, NO_DRAFTS, Drafted, Step, StepResult
 
-MAX_DRAFTS = 7  # rows beyond 8 cost as much as steps of their own (bench: step time by rows)
 MAX_REQUESTS = (
     16  # that run: more of them fill the matmuls' tiles, and drafts would only wait for one another
 )
@@ -25,6 +24,8 @@ REFRESH_STEPS = 32  # after which budgets follow what steps were found to cost m
 class Speculation:
     def __init__(self) -> None:
         self._costs = StepCosts()
+        # What new requests start from: draws at a temperature are harder to foresee.
+        self._greedy, self._sampled = (Acceptance(FIRST_GUESS, weight=4, fade=0.98) for _ in range(2))
         self._num_requests = 0
         self._steps_left = 0  # to the next refresh
 
@@ -35,11 +36,13 @@ class Speculation:
 
     def observe(self, request: RequestState, drafted: Drafted | None, num_tokens: int) -> None:
         """A decode of `request` gave so many tokens."""
-        record = request.drafts
+        record, num_right = request.drafts, num_tokens - 1
         if drafted is None:
-            record.observe(None, 0, 0)
-        else:
-            record.observe(drafted.match_class, drafted.num_drafts, num_tokens - 1)
+            record.observe_step(0, 0)
+            return
+        record.observe_step(drafted.num_drafts, num_right)
+        record.observe_drafts(drafted.match_class, drafted.num_drafts, num_right)
+        self._usual(request).add(drafted.match_class, drafted.num_drafts, num_right)
 
     def budgets(self, decoding: Sequence[RequestState]) -> list[tuple[int, ...]]:
         """Of each of the requests that decode in the next step."""
@@ -66,22 +69,34 @@ class Speculation:
     def _choose(
         self, request: RequestState, record: DraftRecord, other_rows: int, other_tokens: float
     ) -> tuple[int, ...]:
+        if record.acceptance is None:
+            usual = self._usual(request)
+            guess = [usual.of(match_class) for match_class in range(MATCH_CLASSES)]
+            record.acceptance = Acceptance(guess, weight=2, fade=0.9)
+        costs = [self._costs.of(other_rows + 1 + count) for count in range(MAX_DRAFTS + 1)]
         budgets = []
         for match_class in range(MATCH_CLASSES):
-            count = self._best_count(record.acceptance(match_class), other_rows, other_tokens)
+            count = best_count(record.acceptance.of(match_class), costs, other_tokens)
             if not count:
                 count = record.retry_drafts(match_class, len(request.output_token_ids))
             budgets.append(count)
         return tuple(budgets)
 
-    def _best_count(self, acceptance: float, other_rows: int, other_tokens: float) -> int:
-        cost = self._costs.of
-        tokens, right = other_tokens + 1, 1.0
-        best, best_rate = 0, MIN_GAIN * tokens / cost(other_rows + 1)
-        for count in range(1, MAX_DRAFTS + 1):
-            right *= acceptance
-            tokens += right
-            rate = tokens / cost(other_rows + 1 + count)
-            if rate > best_rate:
-                best, best_rate = count, rate
-        return best
+    def _usual(self, request: RequestState) -> Acceptance:
+        return self._sampled if request.sampling.temperature > 0 else self._greedy
+
+
+def best_count(acceptance: tuple[float, float], costs: Sequence[float], other_tokens: float) -> int:
+    """How many drafts give most tokens for a step's cost; costs [1 + the most drafts]: of the step with that many.
+
+    acceptance: how likely the first draft is right, and one behind a draft that was right.
+    """
+    right, next_right = acceptance
+    tokens = other_tokens + 1
+    best, best_rate = 0, MIN_GAIN * tokens / costs[0]
+    for count, cost in enumerate(costs[1:], start=1):
+        tokens += right
+        right *= next_right
+        if tokens > best_rate * cost:
+            best, best_rate = count, tokens / cost
+    return best

@@ -8,7 +8,7 @@ the more recently it was.
 from __future__ import annotations
 
 _FADE = 0.98  # per step: some 50 steps count, a fraction of a second
-_FIRST_GUESS = 0.1  # of a step of one row, for each further row, until steps of different rows have been seen
+_FIRST_GUESS = 0.2  # of a step of one row, for each further row, until steps of different rows have been seen
 _GUESS_WEIGHT = 0.5  # of that guess, in steps that are a row apart
 _LINE_WEIGHT = 3.0  # of the line at any one number of rows, in measurements
 _MAX_SURPRISE = 2.0  # a step that took longer than twice the expected met something else on the machine

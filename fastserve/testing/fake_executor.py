@@ -134,7 +134,7 @@ class FakeExecutor:
             self.slots[budget.slot].budgets = budget.num_drafts
         num_drafts = sum(max(self.slots[slot].budgets) for slot in step.decodes)
         num_sampled = len(step.decodes) + sum(chunk.num_scores + chunk.sample for chunk in step.chunks)
-        assert 0 < step.num_tokens
+        assert step.num_tokens > 0
         assert step.num_tokens + num_drafts <= self.max_num_tokens
         assert num_sampled + num_drafts <= self.max_samples
         used = [chunk.slot for chunk in step.chunks] + list(step.decodes)
