@@ -24,6 +24,7 @@ from fastserve.step import NO_DRAFTS, Drafted, Step, StepResult
 
 _STEP_IDS = 2**31  # a step id is a 32-bit word of the mailbox
 _MIN_RETRY_S, _MAX_RETRY_S = 1.0, 60.0
+_DRAFT_SHARE = 8  # one in so many rows, decodes' own among them, while prompts wait for theirs
 _FINISH_WEIGHT = 0.1  # of the newest interval between two ends, in their moving average
 
 
@@ -181,7 +182,7 @@ class Scheduler:
         candidates = list(order)  # the last is preempted first
         decoding = [request for request in order if not request.is_prefilling]
         wanted = self._draft_budgets(decoding)
-        draft.announce_decodes(len(decoding))
+        draft.drafts_left = self._draft_rows(len(decoding))
         for request, of_request in zip(decoding, wanted, strict=True):
             if request.slot is None:
                 continue
@@ -200,14 +201,19 @@ class Scheduler:
             return [NO_DRAFTS] * len(decoding)
         return self._speculation.budgets(decoding)
 
+    def _draft_rows(self, num_decoding: int) -> int:
+        """What drafts may take of a step: a row that they get and do not use is nobody's."""
+        num_prompts = len(self._running) - num_decoding + min(self.num_waiting, len(self._free_slots))
+        num_tokens = self._max_num_tokens // _DRAFT_SHARE if num_prompts else self._max_num_tokens
+        return max(min(num_tokens - num_decoding, self._max_samples - num_decoding - num_prompts), 0)
+
     def _fit_drafts(
         self, request: RequestState, budgets: tuple[int, ...], draft: StepDraft
     ) -> tuple[int, ...]:
         """As much of `budgets` as the step has rows for, if there are blocks: nobody is preempted for a guess."""
         assert request.slot is not None
-        most = draft.max_drafts
-        if max(budgets) > most:
-            budgets = tuple(min(budget, most) for budget in budgets)
+        if max(budgets) > draft.drafts_left:
+            budgets = tuple(min(budget, draft.drafts_left) for budget in budgets)
         if not self.blocks.can_grant(request.slot, request.num_positions_after(max(budgets))):
             return NO_DRAFTS
         return budgets

@@ -43,25 +43,17 @@ class StepDraft:
     def __init__(self, *, max_num_tokens: int, max_samples: int) -> None:
         self.tokens_left = max_num_tokens
         self.samples_left = max_samples
+        self.drafts_left = 0  # of both budgets
         self.blocks: list[BlockGrant] = []
         self._opened: list[SlotOpening] = []
         self._chunks: list[Chunk] = []
         self._chunk_rows: list[SampledRow] = []
         self._budgets: list[DraftBudget] = []
         self._decodes: list[SampledRow] = []
-        self._num_announced = 0
 
     @property
     def is_empty(self) -> bool:
         return not self._chunks and not self._decodes
-
-    @property
-    def max_drafts(self) -> int:
-        """Of the next decode, so that all that were announced fit."""
-        return min(self.tokens_left, self.samples_left) - self._num_announced
-
-    def announce_decodes(self, count: int) -> None:
-        self._num_announced = count
 
     def open(self, request: RequestState, *, speculates: bool) -> None:
         assert request.slot is not None
@@ -77,9 +69,10 @@ class StepDraft:
             self._budgets.append(DraftBudget(request.slot, budgets))
             request.drafts.budgets = budgets
         max_drafts = max(budgets)
+        assert max_drafts <= self.drafts_left
         assert self.tokens_left > max_drafts
         assert self.samples_left > max_drafts
-        self._num_announced -= 1
+        self.drafts_left -= max_drafts
         self._decodes.append(SampledRow(request, request.slot, RowKind.DRAW, max_drafts))
         self.tokens_left -= 1 + max_drafts
         self.samples_left -= 1 + max_drafts

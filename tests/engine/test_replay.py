@@ -81,7 +81,7 @@ def test_answers_are_the_same_whenever_a_rank_is_lost(at: str, step: int) -> Non
 
 
 @pytest.mark.parametrize("at", ["submit", "collect"])
-@pytest.mark.parametrize("step", range(0, NUM_STEPS - 15))
+@pytest.mark.parametrize("step", range(30))  # drafts save the others
 def test_answers_are_the_same_whenever_a_rank_is_lost_with_drafts_under_way(at: str, step: int) -> None:
     engine = make_engine({(at, step)}, makes_drafts=True)
     assert answers(engine) == UNDISTURBED

@@ -18,7 +18,9 @@ GREEDY = SamplingParams(temperature=0, max_tokens=60, ignore_eos=True)
 
 def make_engine(*, makes_drafts: bool = True, speculation: str = "auto", **executor: Any) -> Engine:
     ranks = FakeExecutor(makes_drafts=makes_drafts, **executor)
-    config = EngineConfig(max_num_tokens=ranks.max_num_tokens, speculation=speculation, seed=0)  # type: ignore[arg-type]
+    config = EngineConfig(
+        max_num_tokens=ranks.max_num_tokens, max_num_seqs=ranks.max_slots, speculation=speculation, seed=0
+    )  # type: ignore[arg-type]
     return Engine(ranks, FakeTokenizer(ranks.vocab_size), config)
 
 
@@ -101,3 +103,16 @@ def test_metrics_count_drafts_and_how_many_were_right() -> None:
     assert (
         value("fastserve_spec_decode_num_draft_tokens_total") or 0
     ) <= drafted  # surplus steps do not count
+
+
+def test_drafts_do_not_keep_prompts_waiting() -> None:
+    def steps_until_all_run(*, makes_drafts: bool) -> int:
+        engine = make_engine(makes_drafts=makes_drafts, max_num_tokens=32, max_samples=8, max_slots=8)
+        drawn: set[str] = set()
+        for i in range(8):
+            engine.add_request(str(i), [i] * 30, GREEDY)
+        while len(drawn) < 8:
+            drawn |= {delta.request_id for delta in engine.step()}
+        return len(fake(engine).steps)
+
+    assert steps_until_all_run(makes_drafts=True) <= steps_until_all_run(makes_drafts=False) + 1
