@@ -64,11 +64,14 @@ _MINUTES = (
     "It was agreed that the summer fair should be held in the park again, and that the band would be asked to play. "
     "Two members offered to paint the benches. The next meeting will be on the first of September."
 )
-_VERSES = "The waves come in, the waves go out, and nobody counts them.\n"
+_VERSES = 2 * "The waves come in, the waves go out, and nobody counts them.\n" + "Row on, row on.\n"
 _CODE = "Add a docstring to each function of this code and show all of it:\n\n```python\n{}```"
 TEXTS = {
     "code": (_CODE.format(_FUNCTIONS), _CODE.format(_CLASS)),
-    "repeated text": (f"Repeat this text exactly:\n\n{_MINUTES}", f"Go on with this poem:\n\n{4 * _VERSES}"),
+    "repeated text": (
+        f"Repeat this text exactly:\n\n{_MINUTES}",
+        f"Repeat this song exactly:\n\n{3 * _VERSES}",
+    ),
     "prose": (
         "Tell me a story of an old fisherman who never learned to swim.",
         "What was it like to live in a medieval town?",

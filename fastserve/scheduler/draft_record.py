@@ -11,7 +11,7 @@ from fastserve.step import MATCH_CLASSES, NO_DRAFTS
 # and repeated texts (bench/speculation.py). What requests show soon counts for more.
 FIRST_GUESS = ((0.35, 0.65), (0.6, 0.75), (0.8, 0.87), (0.93, 0.95))
 _MEAN_WEIGHT = 0.1  # of the newest step in what the request adds to steps
-_FIRST_WAIT, _MAX_WAIT = 16, 512  # tokens until a class that does not pay is tried again
+_FIRST_WAIT, _MAX_WAIT = 32, 512  # tokens until a class that does not pay is tried again
 
 
 class Acceptance:
@@ -49,14 +49,15 @@ class _Retry:
 @dataclass(slots=True)
 class DraftRecord:
     budgets: tuple[int, ...] = NO_DRAFTS  # as its slot has them
-    is_stale: bool = True  # something was learned since the budgets were chosen
+    wanted: tuple[int, ...] = NO_DRAFTS  # as they were chosen: rows or blocks may not have sufficed
+    is_stale: bool = True  # something was learned since they were chosen
     acceptance: Acceptance | None = None  # None: it has not decoded yet
     mean_rows: float = 1.0  # of a step
     mean_tokens: float = 1.0
     _retries: list[_Retry] = field(default_factory=lambda: [_Retry() for _ in range(MATCH_CLASSES)])
 
     def leave_slot(self) -> None:
-        self.budgets, self.is_stale = NO_DRAFTS, True
+        self.budgets = NO_DRAFTS
 
     def observe_step(self, num_drafted: int, num_right: int) -> None:
         self.mean_rows += _MEAN_WEIGHT * (1 + num_drafted - self.mean_rows)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fastserve.scheduler.draft_record import FIRST_GUESS, Acceptance, DraftRecord
+from fastserve.scheduler.draft_record import FIRST_GUESS, Acceptance
 from fastserve.scheduler.request_state import RequestState
 from fastserve.scheduler.step_costs import StepCosts
 from fastserve.step import MATCH_CLASSES, MAX_DRAFTS, NO_DRAFTS, Drafted, Step, StepResult
@@ -49,31 +49,30 @@ class Speculation:
         if len(decoding) > MAX_REQUESTS:
             return [NO_DRAFTS] * len(decoding)
         self._steps_left -= 1
-        refresh = self._steps_left <= 0 or len(decoding) != self._num_requests
+        change = abs(len(decoding) - self._num_requests)
+        refresh = self._steps_left <= 0 or change > self._num_requests // 8
         if refresh:
             self._steps_left, self._num_requests = REFRESH_STEPS, len(decoding)
         num_rows = sum(request.drafts.mean_rows for request in decoding)
         num_tokens = sum(request.drafts.mean_tokens for request in decoding)
-        found = []
+        costs: dict[int, list[float]] = {}  # by the others' rows, which are the same for many
         for request in decoding:
             record = request.drafts
             if refresh or record.is_stale:
-                rows = round(num_rows - record.mean_rows)
-                tokens = num_tokens - record.mean_tokens
+                other_rows = round(num_rows - record.mean_rows)
+                if other_rows not in costs:
+                    rows = range(other_rows + 1, other_rows + 2 + MAX_DRAFTS)
+                    costs[other_rows] = [self._costs.of(count) for count in rows]
+                record.wanted = self._choose(request, costs[other_rows], num_tokens - record.mean_tokens)
                 record.is_stale = False
-                found.append(self._choose(request, record, rows, tokens))
-            else:
-                found.append(record.budgets)
-        return found
+        return [request.drafts.wanted for request in decoding]
 
-    def _choose(
-        self, request: RequestState, record: DraftRecord, other_rows: int, other_tokens: float
-    ) -> tuple[int, ...]:
+    def _choose(self, request: RequestState, costs: Sequence[float], other_tokens: float) -> tuple[int, ...]:
+        record = request.drafts
         if record.acceptance is None:
             usual = self._usual(request)
             guess = [usual.of(match_class) for match_class in range(MATCH_CLASSES)]
             record.acceptance = Acceptance(guess, weight=2, fade=0.9)
-        costs = [self._costs.of(other_rows + 1 + count) for count in range(MAX_DRAFTS + 1)]
         budgets = []
         for match_class in range(MATCH_CLASSES):
             count = best_count(record.acceptance.of(match_class), costs, other_tokens)

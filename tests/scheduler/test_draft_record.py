@@ -53,7 +53,7 @@ def test_a_class_that_does_not_pay_is_tried_again_ever_more_rarely() -> None:
 def test_a_retry_that_is_right_starts_over() -> None:
     record = make_record()
     assert not record.retry_drafts(0, 100)
-    assert record.retry_drafts(0, 116)
+    assert record.retry_drafts(0, 132)
     record.observe_drafts(0, 1, 1)
-    assert not record.retry_drafts(0, 117)
-    assert record.retry_drafts(0, 133)
+    assert not record.retry_drafts(0, 133)
+    assert record.retry_drafts(0, 165)
