@@ -17,7 +17,7 @@ from fastserve.step import MATCH_CLASSES, MAX_DRAFTS, NO_DRAFTS, Drafted, Step, 
 MAX_REQUESTS = (
     16  # that run: more of them fill the matmuls' tiles, and drafts would only wait for one another
 )
-MIN_GAIN = 1.02  # as exact as the cost of a step is known
+MIN_GAIN = 1.03  # as exact as the cost of a step is known
 REFRESH_STEPS = 32  # after which budgets follow what steps were found to cost meanwhile
 
 
@@ -70,9 +70,7 @@ class Speculation:
     def _choose(self, request: RequestState, costs: Sequence[float], other_tokens: float) -> tuple[int, ...]:
         record = request.drafts
         if record.acceptance is None:
-            usual = self._usual(request)
-            guess = [usual.of(match_class) for match_class in range(MATCH_CLASSES)]
-            record.acceptance = Acceptance(guess, weight=2, fade=0.9)
+            record.acceptance = Acceptance(self._guess(request), weight=2, fade=0.9)
         budgets = []
         for match_class in range(MATCH_CLASSES):
             count = best_count(record.acceptance.of(match_class), costs, other_tokens)
@@ -80,6 +78,15 @@ class Speculation:
                 count = record.retry_drafts(match_class, len(request.output_token_ids))
             budgets.append(count)
         return tuple(budgets)
+
+    def _guess(self, request: RequestState) -> list[tuple[float, float]]:
+        """For a new request: what is usual, but no more than of prose. A text that repeats itself soon shows it."""
+        usual = self._usual(request)
+        of_class = [usual.of(match_class) for match_class in range(MATCH_CLASSES)]
+        return [
+            (min(first, most), min(after, most_after))
+            for (first, after), (most, most_after) in zip(of_class, FIRST_GUESS, strict=True)
+        ]
 
     def _usual(self, request: RequestState) -> Acceptance:
         return self._sampled if request.sampling.temperature > 0 else self._greedy
