@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from fastserve.scheduler.request_state import RequestState
-from fastserve.scheduler.speculation import MAX_REQUESTS, Speculation, best_count
-from fastserve.step import GREEDY, MAX_DRAFTS, NO_DRAFTS, Drafted, Step, StepResult
+from fastserve.scheduler.speculation import MAX_DRAFTS, MAX_REQUESTS, Speculation, best_count
+from fastserve.step import GREEDY, NO_DRAFTS, Drafted, Step, StepResult
 
 CHEAP = [1 + 0.02 * count for count in range(MAX_DRAFTS + 1)]
 DEAR = [1 + 1.0 * count for count in range(MAX_DRAFTS + 1)]
@@ -84,9 +84,9 @@ def test_a_new_request_starts_from_what_others_of_its_kind_showed() -> None:
 def test_a_batch_whose_rows_are_dear_drafts_less_than_a_request_alone() -> None:
     alone, together = Speculation(), Speculation()
     learn_costs(alone, per_row=0.15)
-    learn_costs(together, per_row=0.15, base_rows=12)
+    learn_costs(together, per_row=0.15, base_rows=8)
     budgets_alone = alone.budgets(make_requests(1))[0]
-    budgets_together = together.budgets(make_requests(12))[0]
+    budgets_together = together.budgets(make_requests(8))[0]
     assert sum(budgets_together) < sum(budgets_alone)
     assert budgets_together[0] == 0
 
