@@ -8,6 +8,7 @@ from typing import Literal, get_args
 
 KvDtype = Literal["auto", "f32", "bf16"]
 PolicyName = Literal["fcfs"]
+Speculation = Literal["auto", "off"]
 OnLoss = Literal["respawn", "shrink"]
 
 DEFAULT_MODEL = "smollm2-135m"
@@ -68,6 +69,9 @@ class EngineConfig:
     )
     offline: bool = False  # never fetch a model
     policy: PolicyName = "fcfs"
+    speculation: Speculation = (
+        "auto"  # drafts from a request's own text, where that is faster; never other tokens
+    )
     max_waiting: int = 1024  # requests that wait for a slot; more are turned away
     seed: int | None = None  # for requests that bring none; None: fresh ones from the system
 
@@ -92,3 +96,4 @@ class EngineConfig:
         _one_of("kv_dtype", self.kv_dtype, get_args(KvDtype))
         _one_of("on_loss", self.on_loss, get_args(OnLoss))
         _one_of("policy", self.policy, get_args(PolicyName))
+        _one_of("speculation", self.speculation, get_args(Speculation))

@@ -43,6 +43,12 @@ GREEDY = SlotSampling(
 )  # the likeliest token, whatever was said before
 
 
+MATCH_CLASSES = 4  # of the latest tokens with an earlier place in the text: 2, 3, 4 to 7, 8 and more tokens
+MAX_DRAFTS = 15  # of a slot in a step
+NO_DRAFTS = (0,) * MATCH_CLASSES
+NO_LIMIT = 2**31 - 2
+
+
 @dataclass(frozen=True, slots=True)
 class SlotOpening:
     """A request takes a slot at position 0. After a preemption its chunks hold prompt and output again;
@@ -51,6 +57,16 @@ class SlotOpening:
     slot: int
     num_prompt_tokens: int
     sampling: SlotSampling
+    max_tokens: int = NO_LIMIT  # of the output: a decode after the last of them runs nothing
+    speculates: bool = False  # it may get a draft budget
+
+
+@dataclass(frozen=True, slots=True)
+class DraftBudget:
+    """From now on, each decode of `slot` runs up to so many drafts besides, by the class of the match."""
+
+    slot: int
+    num_drafts: tuple[int, ...]  # [MATCH_CLASSES]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,11 +97,13 @@ class Step:
     closed: tuple[int, ...] = ()  # slots given up; applied first
     opened: tuple[SlotOpening, ...] = ()
     blocks: tuple[BlockGrant, ...] = ()
+    budgets: tuple[DraftBudget, ...] = ()
     chunks: tuple[Chunk, ...] = ()
-    decodes: tuple[int, ...] = ()  # slots that run one token, the last they drew
+    decodes: tuple[int, ...] = ()  # slots that run one token, the last they drew, and their drafts
 
     @property
     def num_tokens(self) -> int:
+        """Rows without drafts, which the ranks make."""
         return sum(len(chunk.token_ids) for chunk in self.chunks) + len(self.decodes)
 
 
@@ -102,9 +120,22 @@ class Sampled:
 
 
 @dataclass(frozen=True, slots=True)
+class Drafted:
+    """What a slot drafted in a step: it drew one token more than it kept of these."""
+
+    slot: int
+    match_class: int
+    num_drafts: int
+
+
+@dataclass(frozen=True, slots=True)
 class StepResult:
-    """Samples in row order: per chunk its scores, then its draw; then the decodes' draws."""
+    """Samples in row order: per chunk its scores, then its draw; then the decodes' draws.
+
+    A decode has as many draws as drafts were right, and one; none after the request's last token.
+    """
 
     step_id: int
     samples: tuple[Sampled, ...]
     elapsed_us: int
+    drafted: tuple[Drafted, ...] = ()

@@ -5,6 +5,8 @@
 #include <stdexcept>
 #include <string>
 
+#include "program/step_reader.h"
+
 namespace fastserve {
 
 namespace {
@@ -12,48 +14,17 @@ namespace {
 constexpr int32_t kMaxStopIds = 1024;
 constexpr int32_t kMaxBias = 4096;
 
-[[noreturn]] void refuse(const std::string& rule, int64_t value) {
-    throw std::invalid_argument("step: " + rule + ", got " + std::to_string(value));
-}
-
 int32_t bits_of(float value) {
     int32_t word;
     std::memcpy(&word, &value, 4);
     return word;
 }
 
+int32_t match_class_of(int32_t length) {
+    return length >= NgramIndex::kMaxMatch ? 3 : std::min(length, 4) - NgramIndex::kMinGram;
+}
+
 }  // namespace
-
-// Reads words one by one and never past the end.
-class SlotTable::Reader {
-  public:
-    Reader(const int32_t* words, size_t num_words) : at_(words), end_(words + num_words) {}
-    int32_t word() { return *take(1); }
-    float real() {
-        float value;
-        std::memcpy(&value, take(1), 4);
-        return value;
-    }
-    int32_t in_range(const char* name, int32_t low, int32_t high) {
-        const int32_t value = word();
-        if (value < low || value >= high)
-            refuse(
-                std::string(name) + " must be in [" + std::to_string(low) + ", " + std::to_string(high) + ")",
-                value);
-        return value;
-    }
-    const int32_t* take(int64_t count) {
-        if (end_ - at_ < count) refuse("the message ends too early; words missing", count - (end_ - at_));
-        const int32_t* from = at_;
-        at_ += count;
-        return from;
-    }
-    bool done() const { return at_ == end_; }
-
-  private:
-    const int32_t* at_;
-    const int32_t* end_;
-};
 
 SlotTable::SlotTable(SlotLimits limits) : limits_(std::move(limits)) {
     const auto positive = [](const char* name, int64_t value) {
@@ -72,6 +43,9 @@ SlotTable::SlotTable(SlotLimits limits) : limits_(std::move(limits)) {
     for (auto* rows : {&sample_rows_, &sample_slot_}) rows->assign(limits_.max_samples, 0);
     samples_.resize(limits_.max_samples);
     sampled_.resize(limits_.max_samples);
+    draft_states_.resize(limits_.max_samples);
+    for (auto* flags : {&is_draft_, &kept_}) flags->assign(limits_.max_samples, 0);
+    drafted_.reserve(limits_.num_slots);
     const size_t table = static_cast<size_t>(limits_.num_slots) * limits_.max_blocks;
     tables_.assign(limits_.num_blocks.size(), std::vector<int32_t>(table, 0));
 }
@@ -86,12 +60,14 @@ SlotTable::Slot& SlotTable::open_slot(int32_t idx) {
 }
 
 void SlotTable::apply(const int32_t* words, size_t num_words) {
-    Reader reader(words, num_words);
+    StepReader reader(words, num_words);
     step_id_ = reader.word();
     num_tokens_ = num_samples_ = 0;
+    drafted_.clear();
     const int32_t num_closed = reader.in_range("num_closed", 0, limits_.num_slots + 1);
     const int32_t num_opened = reader.in_range("num_opened", 0, limits_.num_slots + 1);
     const int32_t num_blocks = reader.in_range("num_blocks", 0, INT32_MAX);
+    const int32_t num_budgets = reader.in_range("num_budgets", 0, limits_.num_slots + 1);
     const int32_t num_chunks = reader.in_range("num_chunks", 0, limits_.num_slots + 1);
     const int32_t num_decodes = reader.in_range("num_decodes", -1, limits_.num_slots + 1);
     for (int32_t i = 0; i < num_closed; ++i) {
@@ -101,6 +77,7 @@ void SlotTable::apply(const int32_t* words, size_t num_words) {
     for (int32_t i = 0; i < num_opened; ++i) open(reader);
     for (int32_t i = 0; i < num_blocks; ++i) grant(reader);
     granted_ = num_blocks > 0;
+    for (int32_t i = 0; i < num_budgets; ++i) set_budgets(reader);
     for (int32_t i = 0; i < num_chunks; ++i) chunk(reader);
     if (num_decodes >= 0) {
         const int32_t* idx = reader.take(num_decodes);
@@ -110,7 +87,7 @@ void SlotTable::apply(const int32_t* words, size_t num_words) {
     if (!reader.done()) refuse("words are left over in step", step_id_);
 }
 
-void SlotTable::open(Reader& reader) {
+void SlotTable::open(StepReader& reader) {
     const int32_t idx = reader.in_range("slot", 0, limits_.num_slots);
     Slot& slot = slots_[idx];
     if (slot.open) refuse("slot is open already", idx);
@@ -119,6 +96,10 @@ void SlotTable::open(Reader& reader) {
     slot.last_token = -1;
     std::fill(slot.blocks_of_group.begin(), slot.blocks_of_group.end(), 0);
     slot.num_prompt_tokens = reader.in_range("num_prompt_tokens", 1, INT32_MAX);
+    slot.max_tokens = reader.in_range("max_tokens", 1, INT32_MAX);
+    slot.speculates = reader.in_range("speculates", 0, 2) != 0;
+    slot.budgets.fill(0);
+    slot.text.clear();
     SamplingState& s = slot.sampling;
     s.temperature = reader.real();
     s.top_k = reader.in_range("top_k", 0, INT32_MAX);
@@ -150,13 +131,11 @@ void SlotTable::open(Reader& reader) {
     s.num_bias = num_bias;
     slot.counts_tokens =
         s.repetition_penalty != 1.0f || s.presence_penalty != 0.0f || s.frequency_penalty != 0.0f;
-    slot.counted_ids.clear();
-    slot.counted_output.clear();
-    slot.index_of_counted.clear();
-    s.num_counted = 0;
+    slot.counts.clear();
+    slot.counts.show(s);
 }
 
-void SlotTable::grant(Reader& reader) {
+void SlotTable::grant(StepReader& reader) {
     const int32_t idx = reader.word();
     Slot& slot = open_slot(idx);
     const int32_t group = reader.in_range("group", 0, static_cast<int32_t>(tables_.size()));
@@ -166,7 +145,12 @@ void SlotTable::grant(Reader& reader) {
     tables_[group][static_cast<size_t>(idx) * limits_.max_blocks + held++] = block;
 }
 
-void SlotTable::chunk(Reader& reader) {
+void SlotTable::set_budgets(StepReader& reader) {
+    Slot& slot = open_slot(reader.word());
+    for (int32_t& budget : slot.budgets) budget = reader.in_range("draft budget", 0, kMaxDrafts + 1);
+}
+
+void SlotTable::chunk(StepReader& reader) {
     const int32_t idx = reader.word();
     Slot& slot = open_slot(idx);
     const int32_t num_tokens = reader.in_range("tokens of a chunk", 1, limits_.max_tokens - num_tokens_ + 1);
@@ -175,26 +159,69 @@ void SlotTable::chunk(Reader& reader) {
     const int32_t* tokens = reader.take(num_tokens);
     const int32_t* targets = reader.take(num_scores);
     for (int32_t i = 0; i < num_tokens; ++i) {
-        count(slot, tokens[i], slot.position >= slot.num_prompt_tokens);
+        take_in(slot, tokens[i], slot.position >= slot.num_prompt_tokens);
         add_row(slot, idx, tokens[i]);
     }
     for (int32_t i = 0; i < num_scores; ++i) {
         if (targets[i] < 0 || targets[i] >= limits_.vocab_size)
             refuse("score target is outside the vocabulary", targets[i]);
-        add_sample(slot, idx, num_tokens_ - num_scores + i, 0, targets[i]);
+        add_sample(slot.sampling, idx, num_tokens_ - num_scores + i, 0, targets[i]);
     }
-    if (sample) add_sample(slot, idx, num_tokens_ - 1, slot.position - slot.num_prompt_tokens, -1);
+    if (sample) add_sample(slot.sampling, idx, num_tokens_ - 1, slot.position - slot.num_prompt_tokens, -1);
 }
 
 void SlotTable::decode(int32_t idx) {
     Slot& slot = open_slot(idx);
     if (slot.last_token < 0) refuse("a slot decodes before it drew a token; slot", idx);
-    if (num_tokens_ >= limits_.max_tokens) refuse("a step holds at most max_tokens rows", num_tokens_ + 1);
+    // Drafts that were kept took it to its end sooner than whoever sent this step could know.
+    if (slot.position + 1 - slot.num_prompt_tokens >= slot.max_tokens) return;
     add_row(slot, idx, slot.last_token);
-    add_sample(slot, idx, num_tokens_ - 1, slot.position - slot.num_prompt_tokens, -1);
+    add_sample(slot.sampling, idx, num_tokens_ - 1, slot.position - slot.num_prompt_tokens, -1);
+    if (slot.speculates) add_drafts(slot, idx);
+}
+
+void SlotTable::add_drafts(Slot& slot, int32_t idx) {
+    if (std::all_of(slot.budgets.begin(), slot.budgets.end(), [](int32_t budget) { return budget == 0; }))
+        return;
+    const NgramIndex::Match match = slot.text.find();
+    if (match.length == 0) return;
+    const int32_t match_class = match_class_of(match.length);
+    const int32_t draws_left = slot.max_tokens - (slot.position - slot.num_prompt_tokens) - 1;
+    const int32_t num_drafts = std::min(slot.budgets[match_class], draws_left);
+    if (num_drafts <= 0) return;
+    std::array<int32_t, kMaxDrafts> drafts;
+    std::array<bool, kMaxDrafts> were_new{};
+    slot.text.draft(match, num_drafts, drafts.data());
+    for (int32_t i = 0; i < num_drafts; ++i) {
+        add_row(slot, idx, drafts[i]);
+        if (slot.counts_tokens) were_new[i] = slot.counts.add(drafts[i], true);
+        add_sample(state_after_drafts(slot), idx, num_tokens_ - 1, slot.position - slot.num_prompt_tokens,
+                   -1);
+        is_draft_[num_samples_ - 1] = 1;
+    }
+    if (slot.counts_tokens) {
+        for (int32_t i = num_drafts - 1; i >= 0; --i) slot.counts.take_back(drafts[i], were_new[i]);
+        slot.counts.show(slot.sampling);
+    }
+    drafted_.push_back({idx, match_class, num_drafts});
+}
+
+// For the next sample: a copy, as the counts go on to change.
+const SamplingState& SlotTable::state_after_drafts(const Slot& slot) {
+    if (!slot.counts_tokens) return slot.sampling;
+    if (num_samples_ >= limits_.max_samples) return slot.sampling;  // which will be refused
+    DraftState& state = draft_states_[num_samples_];
+    state.sampling = slot.sampling;
+    state.counted_ids = slot.counts.ids();
+    state.counted_output = slot.counts.in_output();
+    state.sampling.counted_ids = state.counted_ids.data();
+    state.sampling.counted_output = state.counted_output.data();
+    state.sampling.num_counted = static_cast<int32_t>(state.counted_ids.size());
+    return state.sampling;
 }
 
 void SlotTable::add_row(Slot& slot, int32_t idx, int32_t token) {
+    if (num_tokens_ >= limits_.max_tokens) refuse("a step holds at most max_tokens rows", num_tokens_ + 1);
     if (token < 0 || token >= limits_.vocab_size) refuse("token id is outside the vocabulary", token);
     for (const int32_t held : slot.blocks_of_group)
         if (slot.position >= held * kBlockSize) refuse("no block was granted for position", slot.position);
@@ -203,40 +230,50 @@ void SlotTable::add_row(Slot& slot, int32_t idx, int32_t token) {
     row_slot_[num_tokens_++] = idx;
 }
 
-void SlotTable::add_sample(const Slot& slot, int32_t idx, int32_t row, int32_t output_idx, int32_t target) {
+void SlotTable::add_sample(const SamplingState& state, int32_t idx, int32_t row, int32_t output_idx,
+                           int32_t target) {
     if (num_samples_ >= limits_.max_samples)
         refuse("a step samples at most max_samples rows", num_samples_ + 1);
     sample_rows_[num_samples_] = row;
     sample_slot_[num_samples_] = idx;
-    samples_[num_samples_++] = {&slot.sampling, output_idx, target};
+    is_draft_[num_samples_] = 0;
+    samples_[num_samples_++] = {&state, output_idx, target};
 }
 
-void SlotTable::count(Slot& slot, int32_t token, bool output) {
+// A token of the text, for good.
+void SlotTable::take_in(Slot& slot, int32_t token, bool output) {
+    if (slot.speculates) slot.text.add(token);
     if (!slot.counts_tokens) return;
-    const auto [entry, added] =
-        slot.index_of_counted.try_emplace(token, static_cast<int32_t>(slot.counted_ids.size()));
-    if (added) {
-        slot.counted_ids.push_back(token);
-        slot.counted_output.push_back(0);
-    }
-    slot.counted_output[entry->second] += output;
-    slot.sampling.counted_ids = slot.counted_ids.data();
-    slot.sampling.counted_output = slot.counted_output.data();
-    slot.sampling.num_counted = static_cast<int32_t>(slot.counted_ids.size());
+    slot.counts.add(token, output);
+    slot.counts.show(slot.sampling);
+}
+
+bool SlotTable::is_kept(int32_t sample) const {
+    if (!is_draft_[sample]) return true;
+    return kept_[sample - 1] && sampled_[sample - 1].token == token_ids_[sample_rows_[sample]];
 }
 
 void SlotTable::commit() {
     for (int32_t i = 0; i < num_samples_; ++i) {
+        kept_[i] = is_kept(i);
         if (samples_[i].target >= 0) continue;
         Slot& slot = slots_[sample_slot_[i]];
+        if (!kept_[i]) {
+            --slot.position;
+            continue;
+        }
         slot.last_token = sampled_[i].token;
-        count(slot, slot.last_token, true);
+        take_in(slot, slot.last_token, true);
     }
 }
 
 void SlotTable::encode_result(int32_t elapsed_us, std::vector<int32_t>& words) const {
-    words.assign({step_id_, elapsed_us, num_samples_});
+    const auto num_kept = static_cast<int32_t>(std::count(kept_.begin(), kept_.begin() + num_samples_, 1));
+    words.assign({step_id_, elapsed_us, static_cast<int32_t>(drafted_.size()), num_kept});
+    for (const Drafted& drafted : drafted_)
+        words.insert(words.end(), {drafted.slot, drafted.match_class, drafted.num_drafts});
     for (int32_t i = 0; i < num_samples_; ++i) {
+        if (!kept_[i]) continue;
         const SampleOut& out = sampled_[i];
         words.insert(words.end(), {sample_slot_[i], out.token, samples_[i].target >= 0, bits_of(out.logprob),
                                    out.rank, out.num_top});

@@ -22,7 +22,7 @@ from fastserve.testing.faults import Fault, committing
 from fastserve.worker.executor import GroupExecutor
 
 PROMPT = "Write a story about a lighthouse keeper who finds a letter."
-LIMITS: dict[str, Any] = {"max_model_len": 1024, "kv_cache_bytes": 512 << 20}
+LIMITS: dict[str, Any] = {"max_model_len": 1024, "kv_cache_bytes": 512 << 20, "speculation": "off"}
 NUM_STREAMS = 16
 STREAM_TOKENS = 128
 SLOWNESS = 2.0

@@ -51,6 +51,7 @@ class Ours(Peer):
             max_model_len=max_model_len,
             max_num_seqs=1,
             activation_bits=activation_bits,
+            speculation="off",  # as the peers: a token a step
         )
 
     def seconds_to_first(self, prompt: list[int]) -> float:

@@ -44,6 +44,7 @@ def run(settings: Settings) -> int:
             max_num_seqs=max(batches),
             max_num_tokens=max(512, *batches),
             max_model_len=longest,
+            speculation="off",  # a token of each sequence in each step
         )
     require_native()
     from fastserve.benchmark.machine import describe_machine

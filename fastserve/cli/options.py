@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, get_args
 
-from fastserve.config import EngineConfig, KvDtype, OnLoss, PolicyName
+from fastserve.config import EngineConfig, KvDtype, OnLoss, PolicyName, Speculation
 
 _UNITS = {"": 1, "b": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "ki": 1024, "mi": 1024**2, "gi": 1024**3}
 
@@ -20,6 +20,11 @@ def _text(value: object) -> str:
     if isinstance(value, bool | list | dict) or value is None:
         raise _Wrong("a text")
     return str(value)
+
+
+def _mode(value: object) -> str:
+    """A text, of which YAML reads "off" as false."""
+    return "off" if value is False else _text(value)
 
 
 def _integer(value: object) -> int:
@@ -151,6 +156,12 @@ ENGINE = (
     _engine("heartbeat_s", _real, "seconds without a sign of life after which a rank is lost"),
     _engine("offline", _flag, "never fetch a model"),
     _engine("policy", _text, "who runs first", choices=get_args(PolicyName)),
+    _engine(
+        "speculation",
+        _mode,
+        "verify several tokens in a step where the text so far suggests them; the answer is the same",
+        choices=get_args(Speculation),
+    ),
     _engine("max_waiting", _integer, "requests that may wait; more are turned away"),
     _engine("seed", _integer, "for requests that bring none", shown_default="a fresh one each time"),
 )

@@ -18,6 +18,7 @@ from fastserve.engine.choice import Choice, ending_ids, slot_sampling
 from fastserve.engine.metrics import EngineMetrics
 from fastserve.engine.outputs import ChoiceDelta
 from fastserve.engine.replay import replay
+from fastserve.engine.step_samples import samples_of_rows
 from fastserve.engine.text import EngineTokenizer
 from fastserve.errors import RankLostError
 from fastserve.request import SamplingParams
@@ -25,8 +26,9 @@ from fastserve.scheduler.fcfs import Fcfs
 from fastserve.scheduler.policy import Policy
 from fastserve.scheduler.request_state import RequestState
 from fastserve.scheduler.scheduler import Scheduler
+from fastserve.scheduler.speculation import Speculation
 from fastserve.scheduler.step_draft import RowKind, ScheduledStep
-from fastserve.step import StepResult
+from fastserve.step import Sampled, StepResult
 from fastserve.worker.protocol import Executor
 
 MAX_STEPS_AHEAD = 2  # one that runs, one that waits: a third would only delay new requests
@@ -65,6 +67,7 @@ class Engine:
             max_samples=executor.max_samples,
             max_model_len=executor.max_model_len,
             max_waiting=config.max_waiting,
+            speculation=Speculation() if config.speculation == "auto" and executor.makes_drafts else None,
         )
         self._choices: dict[str, dict[int, Choice]] = {}  # of live requests
         self._arrival_s: dict[str, float] = {}
@@ -176,24 +179,36 @@ class Engine:
 
     def _postprocess(self, scheduled: ScheduledStep, result: StepResult) -> list[ChoiceDelta]:
         assert result.step_id == scheduled.step.step_id, "results come in the order of the steps"
-        assert len(result.samples) == len(scheduled.rows), "one sample for each row that was asked for"
         now_s = self._clock()
-        deltas = []
-        for row, sampled in zip(scheduled.rows, result.samples, strict=True):
+        self._scheduler.observe(scheduled.step, result)
+        drafted = {of_slot.slot: of_slot for of_slot in result.drafted}
+        deltas: list[ChoiceDelta] = []
+        for row, samples in samples_of_rows(scheduled, result):
             request = row.request
-            assert sampled.slot == row.slot, "samples come in the order of the rows"
             if request.finished or row.kind is RowKind.FILLER:
                 continue
             choice = self._choices[request.request_id][request.index]
             if row.kind is RowKind.SCORE:
-                choice.score(sampled)
+                choice.score(samples[0])
                 continue
-            self._scheduler.collect(request, sampled.token_id)
+            of_slot = drafted.get(row.slot)
+            self._scheduler.settle(row, len(samples), of_slot)
+            if of_slot is not None:
+                self.metrics.drafted(of_slot.num_drafts, len(samples) - 1)
+            deltas += self._draw(choice, samples, now_s)
+        return deltas
+
+    def _draw(self, choice: Choice, samples: Sequence[Sampled], now_s: float) -> list[ChoiceDelta]:
+        """Up to the one that ends the choice: what was drawn behind it is surplus."""
+        deltas = []
+        for sampled in samples:
+            self._scheduler.collect(choice.request, sampled.token_id)
             delta = choice.draw(sampled)
             self._stamp(choice, now_s)
+            deltas.append(delta)
             if delta.finish_reason is not None:
                 self._end(choice, delta, now_s)
-            deltas.append(delta)
+                break
         return deltas
 
     def _stamp(self, choice: Choice, now_s: float) -> None:

@@ -58,6 +58,8 @@ class EngineMetrics:
             "prompt_tokens", "Prompt tokens of requests that drew their first token."
         )
         self.generation_tokens = counter("generation_tokens", "Tokens generated.")
+        self.draft_tokens = counter("spec_decode_num_draft_tokens", "Tokens that speculation drafted.")
+        self.accepted_tokens = counter("spec_decode_num_accepted_tokens", "Drafted tokens that were right.")
         self.preemptions = counter("num_preemptions", "Requests that lost their turn and were recomputed.")
         self.recoveries = counter("recoveries", "Times that a rank was lost and the group went on.")
         self.replayed = counter("requests_replayed", "Requests recomputed because a rank was lost.")
@@ -87,6 +89,10 @@ class EngineMetrics:
     def ended(self, reason: FinishReason, latency_s: float) -> None:
         self.finished.labels(reason).inc()
         self.request_latency.observe(latency_s)
+
+    def drafted(self, num_drafts: int, num_accepted: int) -> None:
+        self.draft_tokens.inc(num_drafts)
+        self.accepted_tokens.inc(num_accepted)
 
     def recovered(self, num_requests: int, seconds: float) -> None:
         self.recoveries.inc()

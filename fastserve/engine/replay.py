@@ -30,5 +30,6 @@ def replay(scheduler: Scheduler, lost_steps: Iterable[ScheduledStep]) -> list[Re
 def _take_back(row: SampledRow) -> None:
     if row.kind is RowKind.DRAW:
         row.request.num_under_way -= 1
+        row.request.num_drafts_under_way -= row.max_drafts
     elif row.kind is RowKind.SCORE:
         row.request.num_scored -= 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from fastserve.scheduler.draft_record import DraftRecord
 from fastserve.step import SlotSampling
 
 
@@ -25,10 +26,12 @@ class RequestState:
     output_token_ids: list[int] = field(default_factory=list)
     slot: int | None = None
     num_to_prefill: int = 0  # tokens known when the slot was opened: they run as chunks
-    num_computed: int = 0  # positions filled since the slot was opened, by steps collected or not
-    num_under_way: int = 0
+    num_computed: int = 0  # positions filled since the slot was opened, by steps collected or not: at most,
+    num_under_way: int = 0  # while drafts are under way; steps that draw, each at least a token
+    num_drafts_under_way: int = 0  # rows of them that may turn out wrong
     num_scored: int = 0  # prompt tokens after the first whose logprob was asked for
     num_preemptions: int = 0
+    drafts: DraftRecord = field(default_factory=DraftRecord)
     finished: bool = False
 
     @property
@@ -51,6 +54,15 @@ class RequestState:
     @property
     def has_drawn_all(self) -> bool:
         return len(self.output_token_ids) + self.num_under_way >= self.max_tokens
+
+    def num_positions_after(self, num_drafts: int) -> int:
+        """Positions that it has after one more step, at most."""
+        return min(self.num_computed + 1 + num_drafts, self.max_positions)
+
+    def leave_slot(self) -> None:
+        self.slot = None
+        self.num_computed = self.num_to_prefill = 0
+        self.drafts.leave_slot()
 
     def tokens(self, start: int, end: int) -> tuple[int, ...]:
         """Known tokens at positions [start, end)."""

@@ -18,10 +18,13 @@ from fastserve.cache.block_manager import BlockManager
 from fastserve.errors import CapacityError, OverloadedError
 from fastserve.scheduler.policy import Policy
 from fastserve.scheduler.request_state import RequestState
-from fastserve.scheduler.step_draft import ScheduledStep, StepDraft
+from fastserve.scheduler.speculation import Speculation
+from fastserve.scheduler.step_draft import SampledRow, ScheduledStep, StepDraft
+from fastserve.step import NO_DRAFTS, Drafted, Step, StepResult
 
 _STEP_IDS = 2**31  # a step id is a 32-bit word of the mailbox
 _MIN_RETRY_S, _MAX_RETRY_S = 1.0, 60.0
+_DRAFT_SHARE = 8  # one in so many rows, decodes' own among them, while prompts wait for theirs
 _FINISH_WEIGHT = 0.1  # of the newest interval between two ends, in their moving average
 
 
@@ -36,6 +39,7 @@ class Scheduler:
         max_samples: int,
         max_model_len: int,
         max_waiting: int,
+        speculation: Speculation | None = None,
     ) -> None:
         """max_samples: sampled rows that the executor allows in a step; bounds the requests that run, too."""
         num_slots = min(max_num_seqs, max_samples, max_num_tokens)
@@ -44,6 +48,7 @@ class Scheduler:
         self.blocks = blocks
         self.num_preemptions = 0
         self._policy = policy
+        self._speculation = speculation  # None: nobody drafts
         self._max_num_tokens = max_num_tokens
         self._max_samples = max_samples
         self._max_model_len = max_model_len
@@ -125,9 +130,23 @@ class Scheduler:
             self._release(request)  # it ends here whatever it draws: the next step may use its blocks
         return scheduled
 
-    def collect(self, request: RequestState, token_id: int) -> None:
-        """A draw of `request` came back."""
+    def observe(self, step: Step, result: StepResult) -> None:
+        """A step came back."""
+        if self._speculation is not None:
+            self._speculation.observe_step(step, result)
+
+    def settle(self, row: SampledRow, num_tokens: int, drafted: Drafted | None = None) -> None:
+        """A row that drew came back, with so many tokens, which are collected next."""
+        request = row.request
         request.num_under_way -= 1
+        request.num_drafts_under_way -= row.max_drafts
+        if request.slot is not None:  # the same as then: while draws are under way nobody is let in again
+            request.num_computed -= 1 + row.max_drafts - num_tokens
+        if self._speculation is not None:
+            self._speculation.observe(request, drafted, num_tokens)
+
+    def collect(self, request: RequestState, token_id: int) -> None:
+        """A token that `request` drew."""
         request.output_token_ids.append(token_id)
 
     def restart(self, requests: Sequence[RequestState]) -> None:
@@ -144,8 +163,7 @@ class Scheduler:
         self._waiting = [request for request in self._waiting if request not in restarted]
         self._restarted = list(requests)
         for request in requests:
-            request.slot = None
-            request.num_computed = request.num_to_prefill = 0
+            request.leave_slot()
 
     def finish(self, request: RequestState, now_s: float) -> None:
         """`request` ended or was aborted: frees what it holds. Its draws under way are to be discarded."""
@@ -162,15 +180,43 @@ class Scheduler:
 
     def _add_decodes(self, order: list[RequestState], draft: StepDraft) -> None:
         candidates = list(order)  # the last is preempted first
-        for request in order:
-            if request.slot is None or request.is_prefilling:
+        decoding = [request for request in order if not request.is_prefilling]
+        wanted = self._draft_budgets(decoding)
+        draft.drafts_left = self._draft_rows(len(decoding))
+        for request, of_request in zip(decoding, wanted, strict=True):
+            if request.slot is None:
                 continue
-            num_positions = request.num_computed + 1
+            budgets = self._fit_drafts(request, of_request, draft)
+            num_positions = request.num_positions_after(max(budgets))
+            if request.num_drafts_under_way and not self.blocks.can_grant(request.slot, num_positions):
+                continue  # once it is known which of them were right, it may need no block
             while request.slot is not None and not self.blocks.can_grant(request.slot, num_positions):
                 self._preempt(candidates.pop())
             if request.slot is not None:
                 draft.blocks += self.blocks.grant(request.slot, num_positions)
-                draft.add_decode(request)
+                draft.add_decode(request, budgets)
+
+    def _draft_budgets(self, decoding: list[RequestState]) -> list[tuple[int, ...]]:
+        if self._speculation is None:
+            return [NO_DRAFTS] * len(decoding)
+        return self._speculation.budgets(decoding)
+
+    def _draft_rows(self, num_decoding: int) -> int:
+        """What drafts may take of a step: a row that they get and do not use is nobody's."""
+        num_prompts = len(self._running) - num_decoding + min(self.num_waiting, len(self._free_slots))
+        num_tokens = self._max_num_tokens // _DRAFT_SHARE if num_prompts else self._max_num_tokens
+        return max(min(num_tokens - num_decoding, self._max_samples - num_decoding - num_prompts), 0)
+
+    def _fit_drafts(
+        self, request: RequestState, budgets: tuple[int, ...], draft: StepDraft
+    ) -> tuple[int, ...]:
+        """As much of `budgets` as the step has rows for, if there are blocks: nobody is preempted for a guess."""
+        assert request.slot is not None
+        if max(budgets) > draft.drafts_left:
+            budgets = tuple(min(budget, draft.drafts_left) for budget in budgets)
+        if not self.blocks.can_grant(request.slot, request.num_positions_after(max(budgets))):
+            return NO_DRAFTS
+        return budgets
 
     def _admit(self, now_s: float, draft: StepDraft) -> None:
         if not (self.num_waiting and self._free_slots and draft.tokens_left and draft.samples_left):
@@ -196,7 +242,7 @@ class Scheduler:
         request.slot = slot
         request.num_computed = 0
         request.num_to_prefill = request.num_known
-        draft.open(request)
+        draft.open(request, speculates=self._speculation is not None)
         draft.blocks += self.blocks.grant(slot, num_positions)
         return True
 
@@ -217,8 +263,7 @@ class Scheduler:
         heapq.heappush(self._free_slots, request.slot)
         self._closed.append(request.slot)
         self._running.remove(request)
-        request.slot = None
-        request.num_computed = request.num_to_prefill = 0
+        request.leave_slot()
 
     def _retry_after_s(self, num_requests: int) -> float:
         """As long as it lately took for so many requests to end."""

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
+from operator import attrgetter
 from typing import NamedTuple
 
 from fastserve.scheduler.request_state import RequestState
-from fastserve.step import BlockGrant, Chunk, SlotOpening, Step
+from fastserve.step import BlockGrant, Chunk, DraftBudget, SlotOpening, Step
+
+
+_SLOT = attrgetter("slot")
 
 
 class RowKind(Enum):
@@ -22,6 +26,7 @@ class SampledRow(NamedTuple):
     request: RequestState
     slot: int
     kind: RowKind
+    max_drafts: int = 0  # it may turn out to be so many samples more
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,28 +43,42 @@ class StepDraft:
     def __init__(self, *, max_num_tokens: int, max_samples: int) -> None:
         self.tokens_left = max_num_tokens
         self.samples_left = max_samples
+        self.drafts_left = 0  # of both budgets
         self.blocks: list[BlockGrant] = []
         self._opened: list[SlotOpening] = []
         self._chunks: list[Chunk] = []
         self._chunk_rows: list[SampledRow] = []
-        self._decodes: list[RequestState] = []
+        self._budgets: list[DraftBudget] = []
+        self._decodes: list[SampledRow] = []
 
     @property
     def is_empty(self) -> bool:
         return not self._chunks and not self._decodes
 
-    def open(self, request: RequestState) -> None:
+    def open(self, request: RequestState, *, speculates: bool) -> None:
         assert request.slot is not None
-        self._opened.append(SlotOpening(request.slot, request.num_prompt_tokens, request.sampling))
+        self._opened.append(
+            SlotOpening(
+                request.slot, request.num_prompt_tokens, request.sampling, request.max_tokens, speculates
+            )
+        )
 
-    def add_decode(self, request: RequestState) -> None:
-        assert self.tokens_left > 0
-        assert self.samples_left > 0
-        self._decodes.append(request)
-        self.tokens_left -= 1
-        self.samples_left -= 1
-        request.num_computed += 1
+    def add_decode(self, request: RequestState, budgets: tuple[int, ...]) -> None:
+        assert request.slot is not None
+        if budgets != request.drafts.budgets:
+            self._budgets.append(DraftBudget(request.slot, budgets))
+            request.drafts.budgets = budgets
+        max_drafts = max(budgets)
+        assert max_drafts <= self.drafts_left
+        assert self.tokens_left > max_drafts
+        assert self.samples_left > max_drafts
+        self.drafts_left -= max_drafts
+        self._decodes.append(SampledRow(request, request.slot, RowKind.DRAW, max_drafts))
+        self.tokens_left -= 1 + max_drafts
+        self.samples_left -= 1 + max_drafts
+        request.num_computed += 1 + max_drafts
         request.num_under_way += 1
+        request.num_drafts_under_way += max_drafts
 
     def add_chunk(self, request: RequestState) -> None:
         """The largest next chunk of `request` that fits; none if nothing does."""
@@ -118,13 +137,14 @@ class StepDraft:
 
     def finish(self, step_id: int, closed: tuple[int, ...]) -> ScheduledStep:
         # By slot, so that a steady batch is the same tuple in every step.
-        decodes = sorted(self._decodes, key=_slot_of)
-        slots = tuple(map(_slot_of, decodes))
-        step = Step(step_id, closed, tuple(self._opened), tuple(self.blocks), tuple(self._chunks), slots)
-        rows = [SampledRow(request, slot, RowKind.DRAW) for request, slot in zip(decodes, slots, strict=True)]
-        return ScheduledStep(step, (*self._chunk_rows, *rows))
-
-
-def _slot_of(request: RequestState) -> int:
-    assert request.slot is not None
-    return request.slot
+        decodes = sorted(self._decodes, key=_SLOT)
+        step = Step(
+            step_id,
+            closed,
+            tuple(self._opened),
+            tuple(self.blocks),
+            tuple(self._budgets),
+            tuple(self._chunks),
+            tuple(map(_SLOT, decodes)),
+        )
+        return ScheduledStep(step, (*self._chunk_rows, *decodes))

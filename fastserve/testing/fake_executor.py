@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from fastserve.errors import RankLostError
-from fastserve.step import Chunk, Sampled, SlotSampling, Step, StepResult
+from fastserve.step import NO_DRAFTS, Chunk, Drafted, Sampled, SlotSampling, Step, StepResult
 from fastserve.worker.protocol import RankTimes
 
 BLOCK_SIZE = 16
@@ -24,6 +24,9 @@ def next_token(history: Sequence[int], sampling: SlotSampling, vocab_size: int) 
 class Slot:
     num_prompt_tokens: int
     sampling: SlotSampling
+    max_tokens: int
+    speculates: bool
+    budgets: tuple[int, ...] = NO_DRAFTS
     history: list[int] = field(default_factory=list)  # tokens whose KV is stored
     last_token: int | None = None
     blocks: list[list[int]] = field(default_factory=list)  # per group
@@ -39,16 +42,19 @@ class FakeExecutor:
         max_slots: int = 64,
         vocab_size: int = 256,
         max_model_len: int = 1024,
+        makes_drafts: bool = False,
     ) -> None:
         self.num_blocks = num_blocks
         self.block_size = BLOCK_SIZE
         self.max_samples = max_samples
         self.vocab_size = vocab_size
         self.max_model_len = max_model_len
+        self.makes_drafts = makes_drafts
         self.max_num_tokens = max_num_tokens
         self.max_slots = max_slots
         self.script: dict[int, int] = {}  # draws to come, by output index; overrides next_token
         self.steps: list[Step] = []
+        self.drafted: list[Drafted] = []
         self.slots: dict[int, Slot] = {}
         self.max_ahead = 0
         self.lost: str | None = None  # for good
@@ -110,20 +116,37 @@ class FakeExecutor:
             assert opening.slot not in self.slots, "a slot is opened once"
             assert 0 <= opening.slot < self.max_slots
             blocks: list[list[int]] = [[] for _ in self.num_blocks]
-            self.slots[opening.slot] = Slot(opening.num_prompt_tokens, opening.sampling, blocks=blocks)
+            self.slots[opening.slot] = Slot(
+                opening.num_prompt_tokens,
+                opening.sampling,
+                opening.max_tokens,
+                opening.speculates,
+                blocks=blocks,
+            )
         for grant in step.blocks:
             key = (grant.group, grant.block_id)
             assert 0 <= grant.block_id < self.num_blocks[grant.group]
             assert key not in self._owner_of_block, "no block lies in two slots"
             self._owner_of_block[key] = grant.slot
             self.slots[grant.slot].blocks[grant.group].append(grant.block_id)
-        assert 0 < step.num_tokens <= self.max_num_tokens
+        for budget in step.budgets:
+            assert self.slots[budget.slot].speculates, "a budget is of a slot that speculates"
+            self.slots[budget.slot].budgets = budget.num_drafts
+        num_drafts = sum(max(self.slots[slot].budgets) for slot in step.decodes)
+        num_sampled = len(step.decodes) + sum(chunk.num_scores + chunk.sample for chunk in step.chunks)
+        assert step.num_tokens > 0
+        assert step.num_tokens + num_drafts <= self.max_num_tokens
+        assert num_sampled + num_drafts <= self.max_samples
         used = [chunk.slot for chunk in step.chunks] + list(step.decodes)
         assert len(used) == len(set(used)), "a slot runs once in a step"
         samples = [sample for chunk in step.chunks for sample in self._run_chunk(chunk)]
-        samples += [self._decode(slot) for slot in step.decodes]
-        assert len(samples) <= self.max_samples
-        return StepResult(step.step_id, tuple(samples), elapsed_us=1)
+        drafted = [found for slot in step.decodes if (found := self._draft(slot)) is not None]
+        self.drafted += drafted
+        num_right = {found.slot: self._num_right(found) for found in drafted}
+        for slot in step.decodes:
+            samples += self._decode(slot, num_right.get(slot, 0))
+        num_rows = step.num_tokens + sum(found.num_drafts for found in drafted)
+        return StepResult(step.step_id, tuple(samples), 1000 + 50 * num_rows, tuple(drafted))
 
     def _close(self, slot: int) -> None:
         state = self.slots.pop(slot)
@@ -158,11 +181,34 @@ class FakeExecutor:
             samples.append(self._draw(chunk.slot))
         return samples
 
-    def _decode(self, slot: int) -> Sampled:
-        token_id = self.slots[slot].last_token
-        assert token_id is not None, "a decode comes after a draw"
-        self._store(slot, token_id)
-        return self._draw(slot)
+    def _draft(self, slot: int) -> Drafted | None:
+        """Of any class, often none at all: as a text has it."""
+        state = self.slots[slot]
+        match_class = zlib.crc32(bytes(state.history[-3:])) % (len(state.budgets) + 1)
+        draws_left = state.max_tokens - (len(state.history) + 1 - state.num_prompt_tokens) - 1
+        if match_class == len(state.budgets) or draws_left < 1 or not state.budgets[match_class]:
+            return None
+        num_drafts = min(state.budgets[match_class], draws_left)
+        for block_ids in state.blocks:
+            num_positions = len(state.history) + 1 + num_drafts
+            assert num_positions <= len(block_ids) * BLOCK_SIZE, "drafts have blocks too"
+        return Drafted(slot, match_class, num_drafts)
+
+    def _num_right(self, drafted: Drafted) -> int:
+        """The longer the match, the more of the drafts."""
+        right = zlib.crc32(bytes(self.slots[drafted.slot].history[-5:])) % (2 + 2 * drafted.match_class)
+        return min(right, drafted.num_drafts)
+
+    def _decode(self, slot: int, num_right: int) -> list[Sampled]:
+        state = self.slots[slot]
+        if len(state.history) + 1 - state.num_prompt_tokens >= state.max_tokens:
+            return []
+        samples = []
+        for _ in range(1 + num_right):
+            assert state.last_token is not None, "a decode comes after a draw"
+            self._store(slot, state.last_token)
+            samples.append(self._draw(slot))
+        return samples
 
     def _draw(self, slot: int) -> Sampled:
         state = self.slots[slot]

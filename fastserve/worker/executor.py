@@ -33,6 +33,7 @@ class ExecutorConfig:
     max_model_len: int
     on_loss: OnLoss = "respawn"
     heartbeat_s: float = 5.0
+    makes_drafts: bool = True
 
 
 class MailboxExecutor(ABC):
@@ -46,6 +47,7 @@ class MailboxExecutor(ABC):
         self.block_size = int(_C.BLOCK_SIZE)
         self.num_blocks = (config.settings.num_blocks,)
         self.max_samples = config.settings.max_samples
+        self.makes_drafts = config.makes_drafts
         self.vocab_size = config.model.config.vocab_size
         self.max_model_len = config.max_model_len
 

@@ -33,6 +33,11 @@ class Executor(Protocol):
         ...
 
     @property
+    def makes_drafts(self) -> bool:
+        """Whether its ranks obey draft budgets."""
+        ...
+
+    @property
     def vocab_size(self) -> int: ...
 
     @property

@@ -10,6 +10,7 @@ from fastserve.distributed.rank_program import OpenModel, RankSettings, kv_block
 from fastserve.distributed.shard_plan import ShardPlan
 from fastserve.errors import CapacityError
 from fastserve.models.config import ModelConfig
+from fastserve.step import MAX_DRAFTS
 from fastserve.worker.division import Division, divide
 from fastserve.worker.executor import ExecutorConfig
 from fastserve.worker.gpu_sizing import blocks_that_fit
@@ -79,7 +80,7 @@ def step_bytes(model: ModelConfig, num_ranks: int, config: EngineConfig) -> int:
     exchanged_rows = 2 * num_ranks * model.hidden if num_ranks > 1 else 0
     rounded_bytes = 3 * (num_ranks * model.hidden + model.intermediate)
     row_bytes = 4 * (whole_rows + shared_rows + exchanged_rows) + rounded_bytes
-    return config.max_num_tokens * row_bytes + config.max_num_seqs * 4 * model.vocab_size
+    return config.max_num_tokens * row_bytes + max(config.max_num_seqs, 1 + MAX_DRAFTS) * 4 * model.vocab_size
 
 
 def check_memory(config: EngineConfig, model: OpenModel, plan: ShardPlan, settings: RankSettings) -> None:
@@ -101,6 +102,13 @@ def check_memory(config: EngineConfig, model: OpenModel, plan: ShardPlan, settin
         )
 
 
+def choose_max_samples(config: EngineConfig, division: Division) -> int:
+    """One row of each request that runs; drafts take what the others leave, and one alone has some too."""
+    if config.speculation == "off" or division.gpus:
+        return config.max_num_seqs
+    return max(config.max_num_seqs, min(1 + MAX_DRAFTS, config.max_num_tokens))
+
+
 def plan_execution(config: EngineConfig, path: Path) -> ExecutorConfig:
     """Raises WeightFileError, ModelConfigError, BackendError, ValueError or CapacityError, each in one line."""
     check_isa()
@@ -112,9 +120,10 @@ def plan_execution(config: EngineConfig, path: Path) -> ExecutorConfig:
     max_model_len = choose_max_model_len(config, model.config)
     kv_type = choose_kv_type(config, model.file)
     num_blocks = choose_num_blocks(config, model, division, max_model_len=max_model_len, kv_type=kv_type)
+    max_samples = choose_max_samples(config, division)
     settings = RankSettings(
         max_tokens=config.max_num_tokens,
-        max_samples=config.max_num_seqs,
+        max_samples=max_samples,
         num_slots=config.max_num_seqs,
         max_blocks=-(-max_model_len // int(_C.BLOCK_SIZE)),
         num_blocks=num_blocks,
@@ -123,7 +132,7 @@ def plan_execution(config: EngineConfig, path: Path) -> ExecutorConfig:
         mailbox_capacity=mailbox_capacity(
             num_slots=config.max_num_seqs,
             max_tokens=config.max_num_tokens,
-            max_samples=config.max_num_seqs,
+            max_samples=max_samples,
             num_blocks=num_blocks,
         ),
     )
@@ -136,4 +145,5 @@ def plan_execution(config: EngineConfig, path: Path) -> ExecutorConfig:
         max_model_len=max_model_len,
         on_loss=config.on_loss,
         heartbeat_s=config.heartbeat_s,
+        makes_drafts=not division.gpus,
     )

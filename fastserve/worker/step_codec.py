@@ -6,21 +6,22 @@ import struct
 from array import array
 
 from fastserve.request import MAX_LOGIT_BIAS, MAX_LOGPROBS, MAX_STOP_TOKEN_IDS
-from fastserve.step import Sampled, SlotOpening, Step, StepResult
+from fastserve.step import MATCH_CLASSES, Drafted, Sampled, SlotOpening, Step, StepResult
 
 SAME_DECODES = -1
 WORD_MASK = 0xFFFFFFFF
 WORD_BYTES = 4
 MODEL_STOP_IDS = 64  # ids that end a text by the model's own metadata: a handful
-OPENING_WORDS = 15 + MAX_STOP_TOKEN_IDS + MODEL_STOP_IDS + 2 * MAX_LOGIT_BIAS
+OPENING_WORDS = 17 + MAX_STOP_TOKEN_IDS + MODEL_STOP_IDS + 2 * MAX_LOGIT_BIAS
 
 
 def mailbox_capacity(*, num_slots: int, max_tokens: int, max_samples: int, num_blocks: int) -> int:
     """Bytes of a mailbox that takes the largest step, and the largest result, twice: every slot closed, opened with
     every option at its limit, and run, every block granted (a prompt gets all of its own at once).
     """
-    step = 6 + num_slots * (1 + OPENING_WORDS + 4 + 1) + 3 * num_blocks + max_tokens + max_samples
-    result = 3 + max_samples * (6 + 2 * MAX_LOGPROBS)
+    slot_words = 1 + OPENING_WORDS + (1 + MATCH_CLASSES) + 4 + 1  # closed, opened, budget, chunk, decode
+    step = 7 + num_slots * slot_words + 3 * num_blocks + max_tokens + max_samples
+    result = 4 + 3 * num_slots + max_samples * (6 + 2 * MAX_LOGPROBS)
     return 2 * (max(step, result) + 4) * WORD_BYTES // 64 * 64 + 64
 
 
@@ -43,13 +44,17 @@ class StepEncoder:
         same = step.decodes == self._decodes
         self._decodes = step.decodes
         words = array("i")
-        words.extend((step.step_id, len(step.closed), len(step.opened), len(step.blocks), len(step.chunks)))
+        words.extend((step.step_id, len(step.closed), len(step.opened), len(step.blocks)))
+        words.extend((len(step.budgets), len(step.chunks)))
         words.append(SAME_DECODES if same else len(step.decodes))
         words.extend(step.closed)
         for opening in step.opened:
             self._encode_opening(opening, words)
         for grant in step.blocks:
             words.extend((grant.slot, grant.group, grant.block_id))
+        for budget in step.budgets:
+            words.append(budget.slot)
+            words.extend(budget.num_drafts)
         for chunk in step.chunks:
             words.extend((chunk.slot, len(chunk.token_ids), int(chunk.sample), chunk.num_scores))
             words.extend(chunk.token_ids)
@@ -61,7 +66,8 @@ class StepEncoder:
     @staticmethod
     def _encode_opening(opening: SlotOpening, words: array[int]) -> None:
         s = opening.sampling
-        words.extend((opening.slot, opening.num_prompt_tokens, _bits(s.temperature), s.top_k))
+        words.extend((opening.slot, opening.num_prompt_tokens, opening.max_tokens, int(opening.speculates)))
+        words.extend((_bits(s.temperature), s.top_k))
         words.extend((_bits(s.top_p), _bits(s.min_p), _bits(s.repetition_penalty)))
         words.extend((_bits(s.presence_penalty), _bits(s.frequency_penalty)))
         words.extend((_signed(s.seed), _signed(s.seed >> 32), s.min_tokens, s.num_logprobs))
@@ -75,9 +81,10 @@ def decode_result(message: bytes) -> StepResult:
     """The result that a rank wrote; the rank is ours, so a malformed one is our own fault."""
     ints = memoryview(message).cast("i")
     reals = memoryview(message).cast("B").cast("f")
-    step_id, elapsed_us, num_samples = ints[0], ints[1], ints[2]
+    step_id, elapsed_us, num_drafted, num_samples = ints[:4]
+    at = 4 + 3 * num_drafted
+    drafted = tuple(Drafted(*ints[begin : begin + 3]) for begin in range(4, at, 3))
     samples = []
-    at = 3
     for _ in range(num_samples):
         num_top = ints[at + 5]
         ids, logprobs = at + 6, at + 6 + num_top
@@ -96,4 +103,4 @@ def decode_result(message: bytes) -> StepResult:
         )
         at = logprobs + num_top
     assert at == len(ints), (at, len(ints))
-    return StepResult(step_id=step_id, samples=tuple(samples), elapsed_us=elapsed_us)
+    return StepResult(step_id=step_id, samples=tuple(samples), elapsed_us=elapsed_us, drafted=drafted)

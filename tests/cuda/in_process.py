@@ -33,6 +33,7 @@ def make_program(config: ExecutorConfig, runtime: FakeRuntime) -> DeviceProgram:
 class InProcessExecutor:
     rank_times = ()
     failure: GroupError | None = None
+    makes_drafts = False
 
     def __init__(self, config: ExecutorConfig, runtime: FakeRuntime) -> None:
         self.runtime = runtime

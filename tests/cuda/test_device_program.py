@@ -20,7 +20,7 @@ from fastserve.worker.step_codec import StepEncoder, decode_result
 
 from .in_process import make_program, open_llm
 
-LIMITS = {"max_num_seqs": 4, "max_num_tokens": 16, "max_model_len": 128}
+LIMITS = {"max_num_seqs": 4, "max_num_tokens": 16, "max_model_len": 128, "speculation": "off"}
 PROMPTS = [
     "The capital of France is",
     "Once upon a time there was a little girl who lived near the forest, where nobody ever went, until",

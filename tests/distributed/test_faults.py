@@ -174,7 +174,8 @@ def test_a_rank_killed_while_it_takes_the_place_of_another_is_replaced_too(smoll
         for child in us.children():
             if child.pid not in pids:
                 child.kill()
-        assert len(list(stream)) == 59
+        *_, last = stream
+        assert len(last.outputs[0].token_ids) == 60
         assert epoch_of(llm) == 3
 
 
@@ -182,7 +183,8 @@ def test_a_rank_killed_while_it_takes_the_place_of_another_is_replaced_too(smoll
 def test_a_group_that_shrinks_goes_on_and_grows_back(smollm2_path: Path) -> None:
     params = SamplingParams(temperature=0, max_tokens=200, ignore_eos=True)
     fault = Fault(rank=0, action="kill", op="matmul_all_reduce", call=500, segment=2)
-    with committing(fault), LLM(str(smollm2_path), devices=2, on_loss="shrink", **LIMITS) as llm:
+    options = {"on_loss": "shrink", "speculation": "off", **LIMITS}  # a token a step: they are counted
+    with committing(fault), LLM(str(smollm2_path), devices=2, **options) as llm:
         stream = llm.stream("one", params)
         sizes = [len(llm._engine.executor.pids) for _ in stream]  # type: ignore[attr-defined]
         assert len(sizes) == 200

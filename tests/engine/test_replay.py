@@ -35,8 +35,12 @@ class Clock:
         return self.now_s
 
 
-def make_engine(losses: set[tuple[str, int]], *, num_blocks: int = 14, **options: Any) -> Engine:
-    executor = FakeExecutor(num_blocks=(num_blocks,), max_num_tokens=32, max_samples=8)
+def make_engine(
+    losses: set[tuple[str, int]], *, num_blocks: int = 14, makes_drafts: bool = False, **options: Any
+) -> Engine:
+    executor = FakeExecutor(
+        num_blocks=(num_blocks,), max_num_tokens=32, max_samples=8, makes_drafts=makes_drafts
+    )
     executor.losses = set(losses)
     config = EngineConfig(**{**OPTIONS, "seed": 0, **options})
     return Engine(executor, FakeTokenizer(executor.vocab_size), config, clock=Clock())
@@ -74,6 +78,15 @@ def test_answers_are_the_same_whenever_a_rank_is_lost(at: str, step: int) -> Non
     engine = make_engine({(at, step)})
     assert answers(engine) == UNDISTURBED
     assert fake(engine).num_recoveries == (not fake(engine).losses)
+
+
+@pytest.mark.parametrize("at", ["submit", "collect"])
+@pytest.mark.parametrize("step", range(30))  # drafts save the others
+def test_answers_are_the_same_whenever_a_rank_is_lost_with_drafts_under_way(at: str, step: int) -> None:
+    engine = make_engine({(at, step)}, makes_drafts=True)
+    assert answers(engine) == UNDISTURBED
+    assert fake(engine).num_recoveries == 1
+    assert fake(engine).drafted
 
 
 def test_most_steps_of_these_tests_do_lose_a_rank() -> None:

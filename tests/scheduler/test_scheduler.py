@@ -51,6 +51,7 @@ def answer(scheduler: Scheduler, scheduled: ScheduledStep) -> Step:
     """Every draw yields 5; requests end only by max_tokens."""
     for row in scheduled.rows:
         if row.kind is RowKind.DRAW:
+            scheduler.settle(row, 1)
             scheduler.collect(row.request, 5)
             if len(row.request.output_token_ids) == row.request.max_tokens:
                 scheduler.finish(row.request, 0.0)
