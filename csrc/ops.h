@@ -271,12 +271,12 @@ struct SampleRow {
 };
 
 struct SampleOut {
-    int32_t token;
-    float logprob;  // of the model's own distribution, before penalties and temperature
-    int32_t rank;   // 1 = the likeliest token
-    int32_t num_top;
-    int32_t top_ids[kMaxTopLogprobs];
-    float top_logprobs[kMaxTopLogprobs];
+    int32_t token = 0;
+    float logprob = 0;  // of the model's own distribution, before penalties and temperature
+    int32_t rank = 0;   // 1 = the likeliest token
+    int32_t num_top = 0;
+    int32_t top_ids[kMaxTopLogprobs] = {};
+    float top_logprobs[kMaxTopLogprobs] = {};
 };
 
 // Draws a token for each row from logits that are sharded over the vocabulary: this rank's columns are

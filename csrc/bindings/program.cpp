@@ -252,7 +252,8 @@ void bind_program(py::module_& m) {
     py::class_<KvCache>(m, "KvCache").def_readonly("num_blocks", &KvCache::num_blocks);
     py::class_<Program, std::shared_ptr<Program>>(m, "Program")
         .def(py::init([](int max_tokens, int max_samples, int num_slots, int max_blocks, int vocab_size,
-                         std::vector<int> num_blocks, std::shared_ptr<Exchange> exchange, int activation_bits) {
+                         std::vector<int> num_blocks, std::shared_ptr<Exchange> exchange,
+                         int activation_bits) {
                  return std::make_shared<Program>(SlotLimits{max_tokens, max_samples, num_slots, max_blocks,
                                                              vocab_size, std::move(num_blocks)},
                                                   std::move(exchange), activation_bits);

@@ -32,7 +32,8 @@ Program::Program(SlotLimits limits, std::shared_ptr<Exchange> exchange, int32_t 
       exchange_(std::move(exchange)),
       activation_bits_(activation_bits) {
     if (activation_bits != 14 && activation_bits != 8)
-        throw std::invalid_argument("activation_bits must be 14 or 8, got " + std::to_string(activation_bits));
+        throw std::invalid_argument("activation_bits must be 14 or 8, got " +
+                                    std::to_string(activation_bits));
 }
 
 void Program::allocate_arena(size_t bytes) {

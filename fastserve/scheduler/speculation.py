@@ -14,9 +14,10 @@ from fastserve.scheduler.request_state import RequestState
 from fastserve.scheduler.step_costs import StepCosts
 from fastserve.step import MATCH_CLASSES, NO_DRAFTS, Drafted, Step, StepResult
 
-MAX_DRAFTS = 11  # 12 rows fill a tile of the matmuls and take 3.3 times what one does (SmolLM2); 14 take 4.7
-# That run. Drafts of 4 alike were worth 1.3 to 1.4 times plain decode, of 8 some 1.05, of 16 no more than the noise.
-MAX_REQUESTS = 8
+MAX_DRAFTS = 11  # a step of 12 rows takes some 3.5 times what one of 1 row does (SmolLM2), as products decide by then
+# That run. Of a Zen 4, drafts of 2 alike were worth 1.2 times plain decode, of 4 nothing: four rows of plain decode
+# already keep the cores multiplying all the time.
+MAX_REQUESTS = 2
 MIN_GAIN = 1.03  # as exact as the cost of a step is known
 REFRESH_STEPS = 32  # after which budgets follow what steps were found to cost meanwhile
 

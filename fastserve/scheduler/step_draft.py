@@ -10,7 +10,6 @@ from typing import NamedTuple
 from fastserve.scheduler.request_state import RequestState
 from fastserve.step import BlockGrant, Chunk, DraftBudget, SlotOpening, Step
 
-
 _SLOT = attrgetter("slot")
 
 

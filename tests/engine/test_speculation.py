@@ -85,11 +85,11 @@ def test_a_request_that_fills_the_cache_drafts_to_its_end() -> None:
 
 
 def test_drafts_take_the_rows_that_others_leave() -> None:
-    engine = make_engine(max_samples=5, max_slots=5, max_num_tokens=64)
-    prompts = [[i, i + 1] for i in range(1, 5)]
-    plain = make_engine(max_samples=5, max_slots=5, max_num_tokens=64, makes_drafts=False)
+    engine = make_engine(max_samples=3, max_slots=3, max_num_tokens=64)
+    prompts = [[i, i + 1] for i in range(1, 3)]
+    plain = make_engine(max_samples=3, max_slots=3, max_num_tokens=64, makes_drafts=False)
     assert run(engine, GREEDY, prompts) == run(plain, GREEDY, prompts)
-    assert fake(engine).drafted  # of the one row that is left of five
+    assert fake(engine).drafted  # of the one row that is left of three
 
 
 def test_metrics_count_drafts_and_how_many_were_right() -> None:
