@@ -14,7 +14,9 @@ from fastserve.scheduler.request_state import RequestState
 from fastserve.scheduler.step_costs import StepCosts
 from fastserve.step import MATCH_CLASSES, NO_DRAFTS, Drafted, Step, StepResult
 
-MAX_DRAFTS = 11  # a step of 12 rows takes some 3.5 times what one of 1 row does (SmolLM2), as products decide by then
+MAX_DRAFTS = (
+    11  # a step of 12 rows takes some 3.5 times what one of 1 row does (SmolLM2), as products decide by then
+)
 # That run. Of a Zen 4, drafts of 2 alike were worth 1.2 times plain decode, of 4 nothing: four rows of plain decode
 # already keep the cores multiplying all the time.
 MAX_REQUESTS = 2
