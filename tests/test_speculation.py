@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from fastserve import LLM, RequestOutput, SamplingParams
+from fastserve.scheduler import speculation
 from fastserve.testing.faults import Fault, committing
 
 LIMITS: dict[str, Any] = {"max_model_len": 512, "kv_cache_bytes": 64 << 20, "shares": "equal"}
