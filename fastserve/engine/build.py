@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+
 from fastserve.config import EngineConfig
 from fastserve.engine.chat_template import ChatTemplate
 from fastserve.engine.engine import Engine
 from fastserve.engine.tokenizer import Tokenizer
+from fastserve.errors import ModelConfigError
 from fastserve.weights.store import resolve_model
 from fastserve.worker.executor import start_executor
 from fastserve.worker.sizing import plan_execution
@@ -18,7 +22,17 @@ def build_engine(config: EngineConfig) -> Engine:
     ModelConfigError, CapacityError (too little memory), GroupError.
     """
     execution = plan_execution(config, resolve_model(config.model, offline=config.offline))
-    metadata = execution.model.file.metadata
+    with ThreadPoolExecutor(1) as beside:  # weights are packed without the GIL meanwhile
+        words = beside.submit(_words, execution.model.file.metadata)
+        executor = start_executor(execution)
+    try:
+        tokenizer, template = words.result()
+    except ModelConfigError:
+        executor.close()
+        raise
+    return Engine(executor, tokenizer, config, chat_template=template)
+
+
+def _words(metadata: Mapping[str, object]) -> tuple[Tokenizer, ChatTemplate | None]:
     tokenizer = Tokenizer.from_metadata(metadata)
-    template = ChatTemplate.from_metadata(metadata, tokenizer)
-    return Engine(start_executor(execution), tokenizer, config, chat_template=template)
+    return tokenizer, ChatTemplate.from_metadata(metadata, tokenizer)
