@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -12,9 +11,11 @@ from fastserve import _C
 from fastserve.benchmark.machine import Machine, describe_machine
 from fastserve.benchmark.report import Line
 from fastserve.benchmark.roofs import Roofs, measure_roofs
+from fastserve.benchmark.run_file import write_run
 from fastserve.distributed.cores import usable_cores
 
 LINES = pytest.StashKey[list[Line]]()
+ROOFS = pytest.StashKey[Roofs | None]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -25,11 +26,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--mpi", type=Path, action="append", default=[], help="a Python that has mpi4py; may be repeated"
     )
-    group.addoption("--lines-json", type=Path, default=None, help="file for the lines, as JSON")
+    group.addoption("--lines-json", type=Path, default=None, help="file for the lines, for bench/report.py")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[LINES] = []
+    config.stash[ROOFS] = None
 
 
 @pytest.fixture(scope="session")
@@ -46,8 +48,10 @@ def machine() -> Machine:
 
 
 @pytest.fixture(scope="session")
-def roofs(num_threads: int) -> Roofs:
-    return measure_roofs(usable_cores()[:num_threads])
+def roofs(num_threads: int, pytestconfig: pytest.Config) -> Roofs:
+    found = measure_roofs(usable_cores()[:num_threads])
+    pytestconfig.stash[ROOFS] = found
+    return found
 
 
 @pytest.fixture
@@ -64,4 +68,4 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         terminalreporter.write_line(str(line))
     path: Path | None = config.getoption("--lines-json")
     if path is not None:
-        path.write_text(json.dumps([line.as_dict() for line in found], indent=1))
+        write_run(path, found, config.stash[ROOFS])

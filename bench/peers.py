@@ -6,7 +6,6 @@ python bench/peers.py [FILE.gguf] --devices 1 --threads 2 --rounds 9
 from __future__ import annotations
 
 import argparse
-import json
 import random
 from collections.abc import Callable
 from functools import partial
@@ -18,6 +17,7 @@ from fastserve.benchmark.peers import LlamaCpp, Ours, Peer, llama_cpp_survives, 
 from fastserve.benchmark.placement import probe
 from fastserve.benchmark.report import Line
 from fastserve.benchmark.roofs import Roofs, Work, measure_roofs
+from fastserve.benchmark.run_file import write_run
 from fastserve.benchmark.turns import Buckets, take_timed_turns
 from fastserve.distributed.cores import usable_cores
 from fastserve.weights.store import resolve_model
@@ -52,7 +52,7 @@ def main() -> None:
         ours.close()
         theirs.close()
     if arguments.json:
-        arguments.json.write_text(json.dumps([line.as_dict() for line in lines], indent=1))
+        write_run(arguments.json, lines, place[1])
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -70,7 +70,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--new-tokens", type=int, default=32, help="decoded per round")
     parser.add_argument("--prompt", type=int, default=512, help="tokens of the prefill")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", type=Path, default=None, help="file for the lines")
+    parser.add_argument("--json", type=Path, default=None, help="file for the lines, for bench/report.py")
     return parser.parse_args()
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Literal
 
 from fastserve import _C
@@ -35,7 +36,7 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class Roofs:
-    """Of some threads together: the best of several rounds."""
+    """Of some threads together: the median of several rounds."""
 
     isa: str
     num_threads: int
@@ -61,8 +62,8 @@ def measure_roofs(
     return Roofs(
         isa=_C.isa(),
         num_threads=len(threads),
-        read_gbps=max(_C.measure_read(threads, working_set_bytes, rounds)),
-        peak_gops={kind: max(_C.measure_peak(kind, threads, ROUND_US, rounds)) for kind in ARITHMETIC},
+        read_gbps=median(_C.measure_read(threads, working_set_bytes, rounds)),
+        peak_gops={kind: median(_C.measure_peak(kind, threads, ROUND_US, rounds)) for kind in ARITHMETIC},
         placement=probe(threads),
     )
 

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from fastserve.benchmark.run_file import read_run
+
 BENCH = Path(__file__).parents[2] / "bench"
 CASES = {"ops.py": "test_norm and rms_norm and 1-576", "collectives.py": "all_reduce-f32-4_KB"}
 
@@ -40,7 +42,7 @@ def test_a_case_is_measured_and_reported(name: str, tmp_path: Path) -> None:
     measured = json.loads(numbers.read_text())["benchmarks"]
     assert measured
     assert all(benchmark["stats"]["median"] > 0 for benchmark in measured)
-    found = json.loads(lines.read_text())
+    found = read_run(lines).lines
     assert [line for benchmark in measured for line in benchmark["extra_info"]["lines"]] == found
     for line in found:
         assert f"| {line['state']} | {line['op']} | {line['shape']} | {line['dtype']} |" in done.stdout
