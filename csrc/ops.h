@@ -84,7 +84,7 @@ struct MatmulArgs {
     float* y;
     int64_t ldy;
     void* scratch;                 // matmul_scratch_bytes(type, rows, k), shared by the team
-    int32_t activation_bits = 14;  // of the codes that 4-bit weights are multiplied with: 14 or 8
+    int32_t activation_bits = 14;  // of the codes that quantised weights are multiplied with: 14 or 8
 };
 
 // In place on q [rows, H * E] and k [rows, K * E]: pairs (2i, 2i + 1) of a head turn by position *

@@ -31,7 +31,7 @@ MatmulConfig choose_matmul(int m, WeightType type) {
 }
 
 int num_digits(const MatmulArgs& args) {
-    return args.activation_bits == 8 && args.w.type != WeightType::q8 ? 1 : 2;
+    return args.activation_bits == 8 && (kDotU8TakesBytes || args.w.type != WeightType::q8) ? 1 : 2;
 }
 
 bool is_wide(const MatmulArgs& args) {

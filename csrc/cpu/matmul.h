@@ -62,8 +62,9 @@ void matmul_tile_quantised(const MatmulArgs& args, const MatmulPart& part, float
 // that shows, and keep a pair of products (2 * 255 * 64) within 16 bits, which AVX2 multiplies exactly then.
 constexpr int32_t kDigitBits = 7;
 //
-// With 4-bit weights one digit, of 8 bits, may be asked for all the same (MatmulArgs::activation_bits): the
-// precision that other engines offer, in little more than half the time where products decide.
+// Codes of 8 bits may be asked for all the same (MatmulArgs::activation_bits), one digit where the ISA
+// multiplies such: the precision that other engines offer, in little more than half the time where products
+// decide.
 constexpr int32_t kMaxCode = 8127;  // 128 * 63 + 63
 constexpr int32_t kMaxByteCode = 127;
 struct QuantisedBlock {

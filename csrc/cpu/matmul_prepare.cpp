@@ -77,14 +77,15 @@ void store_codes(ByteBlock& to, const Codes& codes) {
     to.base = codes.base;
 }
 
-template <class Block, int32_t kLargest, int32_t kOffset>
+template <class Block, int32_t kOffset>
 void quantise(const MatmulArgs& args, const Worker& worker) {
+    const int32_t max_code = args.activation_bits == 8 ? kMaxByteCode : kMaxCode;
     const int64_t blocks = args.w.k / kQuantBlock;
     auto* const to = static_cast<Block*>(args.scratch);
     const Range range = part_of(args.rows * blocks, worker);
     for (int64_t i = range.begin; i < range.end; ++i)
         store_codes(to[i], quantise_block(args.x + i / blocks * args.ldx + i % blocks * kQuantBlock,
-                                          args.w.type, kLargest, kOffset));
+                                          args.w.type, max_code, kOffset));
 }
 
 // Rows are padded with zero to an even number of weights.
@@ -117,11 +118,11 @@ void matmul_prepare(const MatmulArgs& args, const Worker& worker) {
         case WeightType::q4:
         case WeightType::q4m:
             if (is_wide(args))
-                quantise<WideBlock, kMaxCode, 0>(args, worker);
+                quantise<WideBlock, 0>(args, worker);
             else if (num_digits(args) == 2)
-                quantise<QuantisedBlock, kMaxCode, kOffsetU8>(args, worker);
+                quantise<QuantisedBlock, kOffsetU8>(args, worker);
             else
-                quantise<ByteBlock, kMaxByteCode, kOffsetU8>(args, worker);
+                quantise<ByteBlock, kOffsetU8>(args, worker);
             break;
     }
     team_barrier(worker);

@@ -105,7 +105,7 @@ FASTSERVE_INLINE Sum dot(Sum sum, VecI u, VecI s) {
     if constexpr (narrow)
         return dot_u4(sum, u, s);
     else
-        return dot_u8s7(sum, u, s);
+        return dot_u8(sum, u, s);
 }
 template <bool narrow, class Sum>
 FASTSERVE_INLINE VecI end_digit(VecI sum, Sum digit) {
@@ -352,7 +352,7 @@ void run(const MatmulArgs& args, const MatmulPart& part, float* y, int64_t ldy) 
             return walk_tiles(kind, args.w.k, part, config);
         }
     }
-    if constexpr (type != WeightType::q8) {
+    if constexpr (kDotU8TakesBytes || type != WeightType::q8) {
         if (num_digits(args) == 1) {
             FewRows<type, 1> kind(args, y, ldy);
             return walk_tiles(kind, args.w.k, part, config);

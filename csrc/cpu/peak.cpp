@@ -61,7 +61,7 @@ int64_t peak_int8(int64_t iterations, float* sink) {
         const VecI a = load(operands[0]);
         const VecI b = load(operands[1]);
 #pragma GCC unroll 16
-        for (int c = 0; c < kChains; ++c) acc[c] = dot_u8s7(acc[c], a, b);
+        for (int c = 0; c < kChains; ++c) acc[c] = dot_u8(acc[c], a, b);
     }
 #pragma GCC unroll 16
     for (const VecI& chain : acc) sink[0] += static_cast<float>(reduce_add(chain));

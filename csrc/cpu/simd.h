@@ -11,15 +11,15 @@
 //   load load_n store store_n splat broadcast4 zero zero_i       add sub mul div fma sqrt max min
 //   reduce_add reduce_max  exp exp_weight  select_below          to_int to_float as_int as_float greater_bits
 //   load_bf16 store_bf16 load_pairs load_half to_bf16 from_bf16 from_half      bit_and bit_or bit_xor
-//   shift_left<> shift_right<> operand_u8 dot_u8s7 dot_s16 dot_bf16            store_low8 store_low16 abs
+//   shift_left<> shift_right<> operand_u8 dot_u8 dot_s16 dot_bf16            store_low8 store_low16 abs
 //   low_nibbles high_nibbles begin_u4 dot_u4 end_u4       stream stream_fence   prefetch reread
 //
 // stream is store past the caches, to memory aligned to 64; stream_fence orders it before what is stored
 // next.
 //
-// dot_u8s7(acc, operand_u8(u), s) is acc[i] + sum over j < 4 of (u[4 i + j] - kOffsetU8) * s[4 i + j],
-// exactly, for -64 <= s < 64: kOffsetU8 is 128 where an instruction wants both sides signed, else 0. dot_s16
-// is there where kHasDotS16 is true.
+// dot_u8(acc, operand_u8(u), s) is acc[i] + sum over j < 4 of (u[4 i + j] - kOffsetU8) * s[4 i + j],
+// exactly, for -64 <= s < 64, and for |s| < 128 where kDotU8TakesBytes: kOffsetU8 is 128 where an instruction
+// wants both sides signed, else 0. dot_s16 is there where kHasDotS16 is true.
 //
 // dot_u4(running, u, s) takes u < 16 as it is, at most 16 times for -64 <= s < 64 or 8 times for |s| < 128
 // between begin_u4(sum), which gives a running sum of the ISA's own width, and end_u4(sum, running), the sum

@@ -148,7 +148,9 @@ ENGINE = (
     _engine("max_model_len", _integer, "longest prompt and answer", shown_default="the model's own"),
     _engine("kv_cache_bytes", _size, "memory for keys and values", shown_default="from free memory"),
     _engine("kv_dtype", _text, "how keys and values are kept", choices=get_args(KvDtype)),
-    _engine("activation_bits", _integer, "of activations that meet 4-bit weights on CPUs: 14, or 8 (faster)"),
+    _engine(
+        "activation_bits", _integer, "of activations that meet quantised weights on CPUs: 14, or 8 (faster)"
+    ),
     _engine("num_threads", _integer, "threads of each device", shown_default="the cores at hand, divided"),
     _engine(
         "on_loss", _text, "a lost rank is replaced, or the others take its share", choices=get_args(OnLoss)

@@ -27,7 +27,7 @@ class RankSettings:
     num_blocks: int
     kv_type: str  # "f32" | "bf16"
     mailbox_capacity: int  # bytes, of steps and of results alike
-    activation_bits: int = 14  # of the codes that 4-bit weights are multiplied with, on CPUs: 14 or 8
+    activation_bits: int = 14  # of the codes that quantised weights are multiplied with, on CPUs: 14 or 8
 
 
 class OpenModel(NamedTuple):

@@ -32,9 +32,9 @@ struct Format {
         return weight_type_name(type) + (activation_bits == 8 ? std::string(" 8 bits") : "");
     }
 };
-constexpr Format kFormats[] = {{WeightType::f32},   {WeightType::f16},   {WeightType::bf16},
-                               {WeightType::q8},    {WeightType::q4},    {WeightType::q4m},
-                               {WeightType::q4, 8}, {WeightType::q4m, 8}};
+constexpr Format kFormats[] = {{WeightType::f32},   {WeightType::f16},    {WeightType::bf16},
+                               {WeightType::q8},    {WeightType::q4},     {WeightType::q4m},
+                               {WeightType::q4, 8}, {WeightType::q4m, 8}, {WeightType::q8, 8}};
 constexpr float kUntouched = -12345.0f;
 int failures = 0;
 

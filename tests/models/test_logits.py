@@ -63,7 +63,7 @@ def test_logits_of_the_whole_model(smollm2_path: Path) -> None:
     assert errors.max() <= LIMITS["Q4_1"]
 
 
-@pytest.mark.parametrize("type_name", ["Q4_0", "Q4_1"])
+@pytest.mark.parametrize("type_name", ["Q8_0", "Q4_0", "Q4_1"])
 def test_activations_of_8_bits_are_coarser_and_no_more(
     type_name: str, smollm2_path: Path, tmp_path: Path
 ) -> None:

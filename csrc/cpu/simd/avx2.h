@@ -14,6 +14,7 @@ constexpr int kNumRegisters = 8;
 // roof.
 constexpr int kAheadBytes = 5120, kAheadRows = 1;
 constexpr bool kHasDotS16 = true;
+constexpr bool kDotU8TakesBytes = false;  // maddubs saturates
 constexpr int32_t kOffsetU8 = 0;
 constexpr bool kRereads = false;
 
@@ -250,7 +251,7 @@ FASTSERVE_INLINE VecI operand_u8(VecI u) {
 }
 // acc[i] + sum over j < 4 of u[4 i + j] * s[4 i + j], exactly, for -64 <= s < 64: no pair of products leaves
 // 16 bits (2 * 255 * 64 = 32640), so vpmaddubsw does not saturate.
-FASTSERVE_INLINE VecI dot_u8s7(VecI acc, VecI u, VecI s) {
+FASTSERVE_INLINE VecI dot_u8(VecI acc, VecI u, VecI s) {
     const __m256i ones = _mm256_set1_epi16(1);
     return {_mm256_add_epi32(acc.lo, _mm256_madd_epi16(_mm256_maddubs_epi16(u.lo, s.lo), ones)),
             _mm256_add_epi32(acc.hi, _mm256_madd_epi16(_mm256_maddubs_epi16(u.hi, s.hi), ones))};

@@ -21,6 +21,7 @@ constexpr int kNumRegisters = 32;
 // fewer rows it serves better alone (1 row: 36 GB/s against 33).
 constexpr int kAheadBytes = 3840, kAheadRows = 4;
 constexpr bool kHasDotS16 = false;  // vpdpwssd is no faster than vpdpbusd for each of two digits
+constexpr bool kDotU8TakesBytes = true;
 constexpr int32_t kOffsetU8 = 0;
 constexpr bool kRereads = false;
 
@@ -218,14 +219,14 @@ FASTSERVE_INLINE VecI operand_u8(VecI u) {
     return u;
 }
 // acc[i] + sum over j < 4 of u[4 i + j] * s[4 i + j], exactly, for -64 <= s < 64.
-FASTSERVE_INLINE VecI dot_u8s7(VecI acc, VecI u, VecI s) {
+FASTSERVE_INLINE VecI dot_u8(VecI acc, VecI u, VecI s) {
     return {_mm512_dpbusd_epi32(acc.v, u.v, s.v)};
 }
 FASTSERVE_INLINE VecI begin_u4(VecI sum) {
     return sum;
 }
 FASTSERVE_INLINE VecI dot_u4(VecI running, VecI u, VecI s) {
-    return dot_u8s7(running, u, s);
+    return dot_u8(running, u, s);
 }
 FASTSERVE_INLINE VecI end_u4(VecI, VecI running) {
     return running;

@@ -11,7 +11,8 @@ namespace fastserve::FASTSERVE_ISA_NAMESPACE {
 // Vec-sized register sets of this ISA: what the accumulators, operands and temporaries of a tile must fit.
 constexpr int kNumRegisters = 8;
 constexpr int kAheadBytes = 0, kAheadRows = 1;  // of weights that are prefetched
-constexpr bool kHasDotS16 = false;              // four instructions would do what two of dot_u8s7 do
+constexpr bool kHasDotS16 = false;              // four instructions would do what two of dot_u8 do
+constexpr bool kDotU8TakesBytes = true;
 constexpr int32_t kOffsetU8 = 128;
 // Of a tile of 6 rows gcc 12 stored 400 registers on the stack, most of them codes for the second digit; 120
 // so.
@@ -250,7 +251,7 @@ FASTSERVE_INLINE VecI dot_bytes(VecI acc, VecI a, VecI b) {
 FASTSERVE_INLINE VecI operand_u8(VecI u) {
     return bit_xor(u, splat(static_cast<int32_t>(0x80808080)));
 }
-FASTSERVE_INLINE VecI dot_u8s7(VecI acc, VecI operand, VecI s) {
+FASTSERVE_INLINE VecI dot_u8(VecI acc, VecI operand, VecI s) {
     return dot_bytes(acc, operand, s);
 }
 FASTSERVE_INLINE VecI begin_u4(VecI sum) {

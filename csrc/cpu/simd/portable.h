@@ -20,6 +20,7 @@ using Uint4 = uint32_t __attribute__((vector_size(16)));
 constexpr int kNumRegisters = 4;
 constexpr int kAheadBytes = 0, kAheadRows = 1;  // of weights that are prefetched
 constexpr bool kHasDotS16 = true;
+constexpr bool kDotU8TakesBytes = true;
 constexpr int32_t kOffsetU8 = 0;
 constexpr bool kRereads = false;
 
@@ -299,14 +300,14 @@ FASTSERVE_INLINE VecI operand_u8(VecI u) {
     return u;
 }
 // acc[i] + sum over j < 4 of u[4 i + j] * s[4 i + j], exactly, for -64 <= s < 64.
-FASTSERVE_INLINE VecI dot_u8s7(VecI acc, VecI u, VecI s) {
+FASTSERVE_INLINE VecI dot_u8(VecI acc, VecI u, VecI s) {
     FASTSERVE_EACH(VecI, acc.q[i] + dot4(u.q[i], s.q[i]));
 }
 FASTSERVE_INLINE VecI begin_u4(VecI sum) {
     return sum;
 }
 FASTSERVE_INLINE VecI dot_u4(VecI running, VecI u, VecI s) {
-    return dot_u8s7(running, u, s);
+    return dot_u8(running, u, s);
 }
 FASTSERVE_INLINE VecI end_u4(VecI, VecI running) {
     return running;
