@@ -60,7 +60,8 @@ class EngineConfig:
     kv_cache_bytes: int | None = None  # of the whole group; None: chosen from free memory
     kv_dtype: KvDtype = "auto"
     # On CPUs, of the codes that quantised weights are multiplied with. 8, as other engines have it: prefill and batches
-    # are about 1.5 times as fast, logits move by some 10 % instead of 1 %, and answers differ more between device counts.
+    # take about two thirds of the time, logits move by some 10 % instead of 1 %, and answers differ more between device
+    # counts.
     activation_bits: int = 14
     num_threads: int | None = None  # per device; None: the cores at hand, divided
     on_loss: OnLoss = "respawn"  # a lost rank is replaced, or the others share out what it held
