@@ -38,11 +38,21 @@ def run(settings: Settings) -> int:
                 f"--{name.replace('_', '-')} must be at least {least}, got {getattr(settings, name)}"
             )
     longest = max(settings.prompt + 1, settings.context + settings.new_tokens)
+    most = max(batches)
+    slots = 2 * most  # KV blocks for twice as many: a request is let in where all that run may still grow
+    rows = max(512, slots)
+    # While the last prompts are computed, the first sequences decode already: they must not end before all do.
+    least = -(-most * settings.context // (rows - most)) + 3
+    if settings.new_tokens < least:
+        raise UsageError(
+            f"--new-tokens must be at least {least} for {most} sequences of {settings.context} tokens to decode "
+            f"together, got {settings.new_tokens}"
+        )
     with settings.blamed():
         config = EngineConfig(
             **settings.pick(OPTIONS),
-            max_num_seqs=max(batches),
-            max_num_tokens=max(512, *batches),
+            max_num_seqs=slots,
+            max_num_tokens=rows,
             max_model_len=longest,
             speculation="off",  # a token of each sequence in each step
         )

@@ -31,6 +31,10 @@ def test_rates_the_profile_and_the_trace(
     [
         (["--rounds", "0"], "--rounds must be at least 1, got 0"),
         (["--batches", "1,x"], "--batches must be numbers above zero with commas between, got '1,x'"),
+        (
+            ["--batches", "64", "--context", "128", "--new-tokens", "9"],
+            "--new-tokens must be at least 22 for 64 sequences of 128 tokens to decode together, got 9",
+        ),
         (["--batches", "0"], "--batches must be numbers above zero with commas between, got '0'"),
         (["--new-tokens", "2"], "--new-tokens must be at least 3, got 2"),
     ],
