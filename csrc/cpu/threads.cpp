@@ -13,9 +13,9 @@ namespace fastserve {
 
 namespace {
 
-// About 20 us of spinning: longer than the gap between two decode steps. Then some 200 us in which the core is
-// offered to others all the time: a virtual core that was halted wakes after up to 400 us, so calls from Python that
-// follow each other should not find the team asleep.
+// About 20 us of spinning: longer than the gap between two decode steps. Then some 200 us in which the core
+// is offered to others all the time: a virtual core that was halted wakes after up to 400 us, so calls from
+// Python that follow each other should not find the team asleep.
 constexpr int kSpinsBeforeYielding = 1000;
 constexpr int kYieldsBeforeSleep = 500;
 // Spins at a barrier before the core is offered to others: threads may outnumber cores.
