@@ -60,11 +60,11 @@ void matmul_tile_quantised(const MatmulArgs& args, const MatmulPart& part, float
 // all-reduce) moves the logits. SmolLM2's logits, largest relative error over positions: 0.15 with one digit,
 // 0.013 with two, nearly all of it from keys and values in bf16. Digits of 7 bits instead of 8 lose nothing
 // that shows, and keep a pair of products (2 * 255 * 64) within 16 bits, which AVX2 multiplies exactly then.
-constexpr int32_t kDigitBits = 7;
 //
 // Codes of 8 bits may be asked for all the same (MatmulArgs::activation_bits), one digit where the ISA
 // multiplies such: the precision that other engines offer, in little more than half the time where products
 // decide.
+constexpr int32_t kDigitBits = 7;
 constexpr int32_t kMaxCode = 8127;  // 128 * 63 + 63
 constexpr int32_t kMaxByteCode = 127;
 struct QuantisedBlock {

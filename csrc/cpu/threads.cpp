@@ -95,15 +95,13 @@ void Team::loop(int thread_idx, int core) {
         while (generation_.value.load(std::memory_order_acquire) == seen) {
             if (++spins < kSpinsBeforeYielding) {
                 spin_pause();
-                continue;
-            }
-            if (spins < kSpinsBeforeYielding + kYieldsBeforeSleep) {
+            } else if (spins < kSpinsBeforeYielding + kYieldsBeforeSleep) {
                 sched_yield();
-                continue;
+            } else {
+                sleepers_.fetch_add(1);
+                futex(generation_.value, FUTEX_WAIT, seen);
+                sleepers_.fetch_sub(1);
             }
-            sleepers_.fetch_add(1);
-            futex(generation_.value, FUTEX_WAIT, seen);
-            sleepers_.fetch_sub(1);
         }
         ++seen;
         if (stop_.load()) return;

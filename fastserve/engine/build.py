@@ -9,7 +9,6 @@ from fastserve.config import EngineConfig
 from fastserve.engine.chat_template import ChatTemplate
 from fastserve.engine.engine import Engine
 from fastserve.engine.tokenizer import Tokenizer
-from fastserve.errors import ModelConfigError
 from fastserve.weights.store import resolve_model
 from fastserve.worker.executor import start_executor
 from fastserve.worker.sizing import plan_execution
@@ -27,7 +26,7 @@ def build_engine(config: EngineConfig) -> Engine:
         executor = start_executor(execution)
     try:
         tokenizer, template = words.result()
-    except ModelConfigError:
+    except BaseException:  # ranks run already
         executor.close()
         raise
     return Engine(executor, tokenizer, config, chat_template=template)

@@ -91,8 +91,6 @@ class Vocabulary:
         """What the token adds to the text: control and user-defined ones their spelling, unused nothing."""
         text, kind = self.tokens[token_id], self.types[token_id]
         if kind in (TokenType.NORMAL, TokenType.UNDEFINED):
-            if text.isascii() and " " not in text and text.isprintable():
-                return text.encode()  # these stand for themselves
             return b"".join(
                 bytes((BYTE_OF_CHAR[char],)) if char in BYTE_OF_CHAR else char.encode(errors="replace")
                 for char in text

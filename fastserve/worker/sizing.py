@@ -59,7 +59,10 @@ def choose_num_blocks(
     if config.kv_cache_bytes is not None:
         num_fitting = config.kv_cache_bytes // block_bytes
     elif division.gpus:
-        num_bytes = step_bytes(model.config, plan.num_ranks, config) // plan.num_ranks
+        max_samples = choose_max_samples(config, division)
+        num_bytes = (
+            step_bytes(model.config, plan.num_ranks, config.max_num_tokens, max_samples) // plan.num_ranks
+        )
         num_fitting = blocks_that_fit(model, plan, division.gpus, step_bytes=num_bytes, kv_type=kv_type)
     else:  # all ranks share this host
         num_fitting = int(available_bytes() * KV_MEMORY_SHARE) // block_bytes
@@ -73,17 +76,17 @@ def choose_num_blocks(
     return min(num_fitting, blocks_per_request * config.max_num_seqs)
 
 
-def step_bytes(model: ModelConfig, num_ranks: int, config: EngineConfig) -> int:
+def step_bytes(model: ModelConfig, num_ranks: int, max_tokens: int, max_samples: int) -> int:
     """About what the largest step takes over all ranks: activations, their rounded copies, logits, exchange."""
     whole_rows = 3 * num_ranks * model.hidden  # residual, hidden, merged: every rank has all of them
     shared_rows = 2 * (model.num_heads + model.num_kv_heads) * model.head_dim + 3 * model.intermediate
     exchanged_rows = 2 * num_ranks * model.hidden if num_ranks > 1 else 0
     rounded_bytes = 3 * (num_ranks * model.hidden + model.intermediate)
     row_bytes = 4 * (whole_rows + shared_rows + exchanged_rows) + rounded_bytes
-    return config.max_num_tokens * row_bytes + max(config.max_num_seqs, 1 + MAX_DRAFTS) * 4 * model.vocab_size
+    return max_tokens * row_bytes + max_samples * 4 * model.vocab_size
 
 
-def check_memory(config: EngineConfig, model: OpenModel, plan: ShardPlan, settings: RankSettings) -> None:
+def check_memory(model: OpenModel, plan: ShardPlan, settings: RankSettings) -> None:
     """Raises CapacityError with the numbers where weights, KV cache and steps do not fit what is free on this host."""
     parts = {
         "weights": sum(
@@ -91,7 +94,9 @@ def check_memory(config: EngineConfig, model: OpenModel, plan: ShardPlan, settin
         ),  # packed, about as in the file
         "KV cache": settings.num_blocks
         * sum(kv_block_bytes(model.config, shard.num_kv_heads, settings.kv_type) for shard in plan.shards),
-        f"steps of {settings.max_tokens} tokens": step_bytes(model.config, plan.num_ranks, config),
+        f"steps of {settings.max_tokens} tokens": step_bytes(
+            model.config, plan.num_ranks, settings.max_tokens, settings.max_samples
+        ),
     }
     needed, free = sum(parts.values()), available_bytes()
     if needed > free:
@@ -137,7 +142,7 @@ def plan_execution(config: EngineConfig, path: Path) -> ExecutorConfig:
         ),
     )
     if not division.gpus:
-        check_memory(config, model, plan, settings)
+        check_memory(model, plan, settings)
     return ExecutorConfig(
         model=model,
         division=division,
