@@ -55,6 +55,7 @@ class EngineConfig:
     devices: int | str = 1  # how many, or which: distributed/devices.py
     shares: str = "auto"  # of the work, per device: by measured speed, "equal", or numbers such as "2,1"
     max_num_tokens: int = 512  # rows of a step: decodes first, chunks of prompts fill the rest
+    max_step_ms: float = 40.0  # of a step in which requests decode: beside them prompts run in pieces so long
     max_num_seqs: int = 64  # requests that run at a time
     max_model_len: int | None = None  # None: the model's own context length
     kv_cache_bytes: int | None = None  # of the whole group; None: chosen from free memory
@@ -83,6 +84,8 @@ class EngineConfig:
             _at_least(name, getattr(self, name), 1)
         if isinstance(self.devices, int):
             _at_least("devices", self.devices, 1)
+        if not self.max_step_ms > 0:
+            raise ValueError(f"max_step_ms must be > 0, got {self.max_step_ms}")
         given_shares(self.shares)
         _at_least("seed", self.seed, 0)
         if not 1 <= self.heartbeat_s <= MAX_HEARTBEAT_S:

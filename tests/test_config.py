@@ -18,6 +18,8 @@ def test_defaults_are_valid() -> None:
         ({"max_num_seqs": -3}, "max_num_seqs must be >= 1, got -3"),
         ({"kv_cache_bytes": 0}, "kv_cache_bytes must be >= 1, got 0"),
         ({"max_num_tokens": 8, "max_num_seqs": 16}, r"max_num_tokens must be >= max_num_seqs \(16\), got 8"),
+        ({"max_step_ms": 0}, "max_step_ms must be > 0, got 0"),
+        ({"max_step_ms": float("nan")}, "max_step_ms must be > 0, got nan"),
         ({"activation_bits": 4}, "activation_bits must be 14 or 8, got 4"),
         ({"kv_dtype": "fp8"}, "kv_dtype must be one of auto, f32, bf16, got 'fp8'"),
         ({"policy": "lifo"}, "policy must be one of fcfs, got 'lifo'"),

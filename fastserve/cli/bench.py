@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from pathlib import Path
 
 from fastserve.cli.install import require_native
@@ -53,6 +54,7 @@ def run(settings: Settings) -> int:
             **settings.pick(OPTIONS),
             max_num_seqs=slots,
             max_num_tokens=rows,
+            max_step_ms=math.inf,  # prompts first: decodes are timed when all sequences are there
             max_model_len=longest,
             speculation="off",  # a token of each sequence in each step
         )

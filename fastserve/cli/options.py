@@ -144,6 +144,11 @@ ENGINE = (
     ),
     _engine("shares", _text, "the devices' shares of the work: auto (by measured speed), equal, or 2,1"),
     _engine("max_num_tokens", _integer, "rows of a step"),
+    _engine(
+        "max_step_ms",
+        _real,
+        "how long a step may take while requests decode: prompts are cut to fit beside them",
+    ),
     _engine("max_num_seqs", _integer, "requests that run at a time"),
     _engine("max_model_len", _integer, "longest prompt and answer", shown_default="the model's own"),
     _engine("kv_cache_bytes", _size, "memory for keys and values", shown_default="from free memory"),

@@ -24,6 +24,7 @@ from fastserve.errors import RankLostError
 from fastserve.request import SamplingParams
 from fastserve.scheduler.fcfs import Fcfs
 from fastserve.scheduler.policy import Policy
+from fastserve.scheduler.prompt_pace import PromptPace
 from fastserve.scheduler.request_state import RequestState
 from fastserve.scheduler.scheduler import Scheduler
 from fastserve.scheduler.speculation import Speculation
@@ -67,6 +68,7 @@ class Engine:
             max_samples=executor.max_samples,
             max_model_len=executor.max_model_len,
             max_waiting=config.max_waiting,
+            pace=PromptPace(config.max_step_ms),
             speculation=Speculation() if config.speculation == "auto" and executor.makes_drafts else None,
         )
         self._choices: dict[str, dict[int, Choice]] = {}  # of live requests

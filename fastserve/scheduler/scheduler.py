@@ -1,9 +1,10 @@
 """Iteration-level scheduling: who runs in the next step, with which KV blocks.
 
 A step is filled in the policy's order: first one token of every request that decodes, then chunks of prompts,
-then requests from the queue. When a decode finds no block, the last of the policy's order is preempted: its
-slot is closed, its blocks are freed, and it goes back to the queue, to run prompt and output again as
-chunks (a draw depends on seed and position alone, so the tokens that follow are the same).
+then requests from the queue; beside decodes, prompts get so many rows that the step does not last too long. When a
+decode finds no block, the last of the policy's order is preempted: its slot is closed, its blocks are freed, and it
+goes back to the queue, to run prompt and output again as chunks (a draw depends on seed and position alone, so the
+tokens that follow are the same).
 
 A step may be scheduled while earlier ones are still under way: the ranks apply steps in order, so blocks and
 slots freed here may be granted again at once.
@@ -17,6 +18,7 @@ from collections.abc import Sequence
 from fastserve.cache.block_manager import BlockManager
 from fastserve.errors import CapacityError, OverloadedError
 from fastserve.scheduler.policy import Policy
+from fastserve.scheduler.prompt_pace import PromptPace
 from fastserve.scheduler.request_state import RequestState
 from fastserve.scheduler.speculation import Speculation
 from fastserve.scheduler.step_draft import SampledRow, ScheduledStep, StepDraft
@@ -39,6 +41,7 @@ class Scheduler:
         max_samples: int,
         max_model_len: int,
         max_waiting: int,
+        pace: PromptPace | None = None,
         speculation: Speculation | None = None,
     ) -> None:
         """max_samples: sampled rows that the executor allows in a step; bounds the requests that run, too."""
@@ -48,6 +51,7 @@ class Scheduler:
         self.blocks = blocks
         self.num_preemptions = 0
         self._policy = policy
+        self._pace = pace  # None: prompts take all rows that decodes leave
         self._speculation = speculation  # None: nobody drafts
         self._max_num_tokens = max_num_tokens
         self._max_samples = max_samples
@@ -117,6 +121,9 @@ class Scheduler:
         draft = StepDraft(max_num_tokens=self._max_num_tokens, max_samples=self._max_samples)
         order = self._policy.order(self._running, now_s)
         self._add_decodes(order, draft)
+        if self._pace is not None and not draft.is_empty:
+            num_decode_rows = self._max_num_tokens - draft.tokens_left
+            draft.tokens_left = min(draft.tokens_left, self._pace.num_rows(num_decode_rows))
         for request in order:
             if request.slot is not None and request.is_prefilling and draft.tokens_left:
                 draft.add_chunk(request)
@@ -132,6 +139,8 @@ class Scheduler:
 
     def observe(self, step: Step, result: StepResult) -> None:
         """A step came back."""
+        if self._pace is not None:
+            self._pace.observe_step(step, result)
         if self._speculation is not None:
             self._speculation.observe_step(step, result)
 

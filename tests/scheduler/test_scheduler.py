@@ -7,10 +7,11 @@ import pytest
 from fastserve.cache.block_manager import BlockManager
 from fastserve.errors import CapacityError, OverloadedError
 from fastserve.scheduler.fcfs import Fcfs
+from fastserve.scheduler.prompt_pace import PromptPace
 from fastserve.scheduler.request_state import RequestState
 from fastserve.scheduler.scheduler import Scheduler
 from fastserve.scheduler.step_draft import RowKind, ScheduledStep
-from fastserve.step import SlotSampling, Step
+from fastserve.step import SlotSampling, Step, StepResult
 
 SAMPLING = SlotSampling(0.0, 0, 1.0, 0.0, 1.0, 0.0, 0.0, 0, 0, (), (), -1)
 
@@ -23,6 +24,7 @@ def make_scheduler(
     max_samples: int = 8,
     max_model_len: int = 512,
     max_waiting: int = 16,
+    pace: PromptPace | None = None,
 ) -> Scheduler:
     return Scheduler(
         blocks=BlockManager((num_blocks,), 16),
@@ -32,6 +34,7 @@ def make_scheduler(
         max_samples=max_samples,
         max_model_len=max_model_len,
         max_waiting=max_waiting,
+        pace=pace,
     )
 
 
@@ -75,6 +78,22 @@ def test_decodes_come_before_chunks_within_the_budget() -> None:
     step = answer(scheduler, run(scheduler))
     assert step.decodes == (0,)
     assert [len(chunk.token_ids) for chunk in step.chunks] == [19]
+
+
+def test_beside_decodes_prompts_run_in_pieces_that_keep_to_the_time() -> None:
+    scheduler = make_scheduler(max_num_tokens=64, pace=PromptPace(30))
+    scheduler.add([make_request(64)])
+    first = run(scheduler)
+    assert [len(chunk.token_ids) for chunk in first.step.chunks] == [64]  # nobody decodes yet
+    answer(scheduler, first)
+    scheduler.observe(first.step, StepResult(0, (), 64_000))
+    scheduler.add([make_request(20, name="a"), make_request(60, name="b")])
+    step = answer(scheduler, run(scheduler))
+    assert step.decodes == (0,)
+    assert [len(chunk.token_ids) for chunk in step.chunks] == [20, 9]
+    step = answer(scheduler, run(scheduler))
+    assert step.decodes == (0, 1)
+    assert [len(chunk.token_ids) for chunk in step.chunks] == [28]
 
 
 def test_a_decode_is_scheduled_before_the_draw_ahead_of_it_is_collected() -> None:
