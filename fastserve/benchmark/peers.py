@@ -1,7 +1,9 @@
-"""Decode and prefill of whole models: ours and llama.cpp's, through one interface."""
+"""Decode and prefill of whole models: ours and other engines', through one interface."""
 
 from __future__ import annotations
 
+import json
+import math
 import random
 import subprocess
 import sys
@@ -13,25 +15,33 @@ from time import perf_counter
 from typing import Any
 
 from fastserve import _C
+from fastserve.benchmark import peer_engine
 from fastserve.benchmark.roofs import Work
 from fastserve.llm import LLM
 from fastserve.request import SamplingParams
 
 FIRST_ORDINARY_ID = 100  # below lie special tokens
+MAX_STREAMS = 64
+END_TIMEOUT_S = 20
 
 
 class Peer(ABC):
     """An engine that holds a model. One call at a time; nothing is kept between calls."""
 
     name: str
+    max_streams: int | None = None  # sequences that it runs together; None: as many as are asked for
 
     @abstractmethod
+    def seconds(self, prompts: list[list[int]], num_tokens: int) -> float:
+        """To draw so many tokens for each of the prompts, all at once."""
+
     def seconds_to_first(self, prompt: list[int]) -> float:
-        """From a prompt to the first token drawn from it."""
+        return self.seconds([prompt], 1)
 
-    @abstractmethod
-    def seconds_per_token(self, prompt: list[int], num_tokens: int) -> float:
-        """Of each token after the first."""
+    def seconds_per_token(self, prompts: list[list[int]], num_tokens: int) -> float:
+        """Of each token after the first ones: by what a call lasts longer that draws so many more."""
+        more_s = self.seconds(prompts, 1 + num_tokens) - self.seconds(prompts, 1)
+        return more_s / (len(prompts) * num_tokens)
 
     @abstractmethod
     def close(self) -> None: ...
@@ -49,32 +59,69 @@ class Ours(Peer):
             devices=devices,
             num_threads=num_threads,
             max_model_len=max_model_len,
-            max_num_seqs=1,
+            max_num_seqs=MAX_STREAMS,
             activation_bits=activation_bits,
+            max_step_ms=math.inf,
             speculation="off",  # as the peers: a token a step
         )
 
-    def seconds_to_first(self, prompt: list[int]) -> float:
+    def seconds(self, prompts: list[list[int]], num_tokens: int) -> float:
         start = perf_counter()
-        self._llm.generate(prompt, greedy(1))
-        return perf_counter() - start
-
-    def seconds_per_token(self, prompt: list[int], num_tokens: int) -> float:
-        stream = self._llm.stream(prompt, greedy(num_tokens + 1))
-        num_first = len(next(stream).outputs[0].token_ids)
-        start = perf_counter()
-        for output in stream:
-            num_last = len(output.outputs[0].token_ids)
+        outputs = self._llm.generate(prompts, greedy(num_tokens))
         seconds = perf_counter() - start
-        assert num_last == num_tokens + 1
-        return seconds / (num_last - num_first)
+        assert all(len(output.outputs[0].token_ids) == num_tokens for output in outputs)
+        return seconds
 
     def close(self) -> None:
         self._llm.close()
 
 
+class PeerProcess(Peer):
+    """An engine that lives in a process of its own, under an interpreter that has it (peer_engine.py)."""
+
+    def __init__(self, python: str, engine: str, path: Path, *, num_threads: int, max_model_len: int) -> None:
+        """Raises RuntimeError if the engine does not start; what it printed went to stderr."""
+        command = [python, str(Path(peer_engine.__file__)), engine, str(path)]
+        for option, value in (
+            ("--threads", num_threads),
+            ("--max-model-len", max_model_len),
+            ("--max-num-seqs", MAX_STREAMS),
+        ):
+            command += [option, str(value)]
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+        )
+        try:
+            self.name = f"{self._answer()['name']} {num_threads}t"
+        except BaseException:
+            self.close()
+            raise
+
+    def seconds(self, prompts: list[list[int]], num_tokens: int) -> float:
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps({"prompts": prompts, "num_tokens": num_tokens}) + "\n")
+        return float(self._answer()["seconds"])
+
+    def close(self) -> None:
+        try:
+            self._process.communicate(timeout=END_TIMEOUT_S)  # nothing more is asked
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.communicate()
+
+    def _answer(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"the engine ended with exit code {self._process.wait()}")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+
 class LlamaCpp(Peer):
     """llama-cpp-python's eval and greedy sampling, without text."""
+
+    max_streams = 1
 
     def __init__(self, path: Path, *, num_threads: int, max_model_len: int, repacking: bool = True) -> None:
         """repacking: weights in layouts for this CPU (AMX and others); some virtual machines announce AMX and
@@ -95,21 +142,14 @@ class LlamaCpp(Peer):
                 verbose=False,
             )
 
-    def seconds_to_first(self, prompt: list[int]) -> float:
+    def seconds(self, prompts: list[list[int]], num_tokens: int) -> float:
+        (tokens,) = prompts
         self._llama.reset()
         start = perf_counter()
-        self._llama.eval(prompt)
-        self._llama.sample(temp=0.0, repeat_penalty=1.0)
-        return perf_counter() - start
-
-    def seconds_per_token(self, prompt: list[int], num_tokens: int) -> float:
-        self.seconds_to_first(prompt)
-        token = self._llama.sample(temp=0.0, repeat_penalty=1.0)
-        start = perf_counter()
         for _ in range(num_tokens):
-            self._llama.eval([token])
-            token = self._llama.sample(temp=0.0, repeat_penalty=1.0)
-        return (perf_counter() - start) / num_tokens
+            self._llama.eval(tokens)
+            tokens = [self._llama.sample(temp=0.0, repeat_penalty=1.0)]
+        return perf_counter() - start
 
     def close(self) -> None:
         self._llama.close()

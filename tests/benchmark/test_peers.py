@@ -1,13 +1,14 @@
-"""Prompts are fresh for every call; a step's least work comes from the file."""
+"""Prompts are fresh for every call; a step's least work comes from the file; engines of other makes run apart."""
 
 from __future__ import annotations
 
 import random
+import sys
 from pathlib import Path
 
 import pytest
 
-from fastserve.benchmark.peers import FIRST_ORDINARY_ID, model_work, random_prompt
+from fastserve.benchmark.peers import FIRST_ORDINARY_ID, PeerProcess, model_work, random_prompt
 
 
 def test_prompts_differ_and_repeat_with_the_seed() -> None:
@@ -25,3 +26,50 @@ def test_a_step_reads_the_file_once_and_multiplies_every_row(smollm2_path: Path)
     assert one.num_operations == 2 * 30 * 576 * (576 * 2 + 192 * 2 + 1536 * 3)
     assert many.num_operations == 512 * one.num_operations
     assert one.arithmetic == "int8"
+
+
+FAKE_OPENVINO = """
+import time
+from types import SimpleNamespace as SchedulerConfig, SimpleNamespace as GenerationConfig
+
+class TokenizedInputs:
+    def __init__(self, ids, mask):
+        assert ids.shape == mask.shape
+        self.ids = ids
+
+class LLMPipeline:
+    def __init__(self, path, device, scheduler_config, INFERENCE_NUM_THREADS):
+        assert (path, device, INFERENCE_NUM_THREADS) == ("model.gguf", "CPU", 2)
+        print("noise on stdout")
+
+    def generate(self, inputs, config):
+        rows, count = inputs.ids.shape[0], config.max_new_tokens
+        time.sleep(0.01 + 0.01 * rows * (count - 1))  # 10 ms for each token after the first
+        return SchedulerConfig(tokens=[[0] * count] * rows)
+"""
+
+
+@pytest.fixture
+def fake_openvino(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "openvino_genai.py").write_text(FAKE_OPENVINO)
+    (tmp_path / "openvino.py").write_text("from numpy import array as Tensor")
+    info = tmp_path / "openvino_genai-7.8.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: openvino-genai\nVersion: 7.8\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+
+
+@pytest.mark.usefixtures("fake_openvino")
+def test_an_engine_of_another_interpreter_is_timed_through_its_process() -> None:
+    peer = PeerProcess(sys.executable, "openvino", Path("model.gguf"), num_threads=2, max_model_len=64)
+    try:
+        assert peer.name == "openvino 7.8 2t"
+        assert peer.seconds([[1, 2, 3]], 1) >= 0.01
+        assert peer.seconds_per_token([[1, 2, 3], [4, 5, 6]], 10) == pytest.approx(0.01, rel=0.3)
+    finally:
+        peer.close()
+
+
+def test_an_engine_that_does_not_start_is_said_to_have_ended() -> None:
+    with pytest.raises(RuntimeError, match="the engine ended with exit code 1"):
+        PeerProcess(sys.executable, "vllm", Path("none.gguf"), num_threads=2, max_model_len=64)
