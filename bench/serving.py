@@ -1,67 +1,102 @@
-"""`fastserve serve` under closed loops of streaming clients.
+"""`fastserve serve` under streaming clients: closed loops, then requests that arrive by chance at half that rate.
 
-python bench/serving.py --devices 2 --clients 16 --requests 64
-python bench/serving.py --devices 2 --clients 16 --kill-every 5 --seconds 300
+python bench/serving.py --clients 16 --requests 64 --rounds 3
+python bench/serving.py --against http://127.0.0.1:8001 --offline
 
-The second one kills a rank every so often, and says whether a request failed and what the server holds at the end.
---url measures a server that runs already, of whatever make, with the same clients.
+--against measures a server that runs already, of whatever make, with the same clients and in turns; --offline the
+engine alone, without HTTP, with as many requests at a time.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import dataclasses
 import json
 import random
-import re
-import signal
-import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+import statistics
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from time import perf_counter
 
-import httpx
-import psutil
-
 from fastserve.benchmark.machine import describe_machine
-from fastserve.benchmark.peers import random_prompt
+from fastserve.benchmark.peers import greedy, random_prompt
 from fastserve.benchmark.placement import probe
-from fastserve.benchmark.serving import ServingFigures, closed_loops, stream
+from fastserve.benchmark.served import running_server
+from fastserve.benchmark.serving import (
+    VOCAB_SIZE,
+    ServingFigures,
+    Trace,
+    closed_loops,
+    connect,
+    poisson_arrivals,
+)
+from fastserve.llm import LLM
 
-END_TIMEOUT_S = 60
-REQUEST_TIMEOUT_S = 600
-VOCAB_SIZE = 30_000  # ids below it are words in any model's vocabulary
+Prompts = list[list[int]]
+
+
+@dataclass(slots=True)
+class Server:
+    """A server under measurement; traces of each round."""
+
+    name: str
+    url: str
+    closed: list[list[Trace]] = field(default_factory=list)
+    poisson: list[list[Trace]] = field(default_factory=list)
 
 
 def main() -> None:
     arguments = parse_arguments()
-    prompts = random.Random(arguments.seed)
-    wanted = [
-        random_prompt(prompts, arguments.prompt_tokens, VOCAB_SIZE)
-        for _ in range(arguments.requests + arguments.clients)
-    ]
     machine, before = describe_machine(), probe()
-    if arguments.url:
-        figures, server = asyncio.run(measure(arguments.url, wanted, arguments)), arguments.url
-    elif arguments.kill_every:
-        with running_server(arguments) as (url, _, process):
-            print(machine, asyncio.run(soak(url, process, arguments)), machine.commit, sep=" | ")
-        return
-    else:
-        with running_server(arguments) as (url, ready_s, process):
-            figures = asyncio.run(measure(url, wanted, arguments))
-            server = f"{arguments.devices} devices, ready after {ready_s:.2f} s, {resident_mib(process)} MiB"
-    after = probe()
-    load = f"{arguments.clients} clients, {arguments.prompt_tokens} in / {arguments.max_tokens} out"
-    print(
-        f"{machine} | {before.state} -> {after.state} | serve | {load} | {server} | {figures} | {machine.commit}"
-    )
+    random_ids = random.Random(arguments.seed)
+
+    def prompts(count: int) -> Prompts:
+        return [random_prompt(random_ids, arguments.prompt_tokens, VOCAB_SIZE) for _ in range(count)]
+
+    with ExitStack() as stack:
+        options = ["--devices", str(arguments.devices), *arguments.serve_option]
+        served = stack.enter_context(running_server(arguments.model, options))
+        servers = [Server(f"fastserve, ready after {served.ready_s:.2f} s", served.url)]
+        servers += [Server(url, url) for url in arguments.against]
+        for server in servers:
+            asyncio.run(closed(server.url, prompts(arguments.clients), arguments))
+        offline = offline_engine(arguments, stack) if arguments.offline else None
+        offline_rates: list[float] = []
+        for _ in range(arguments.rounds):
+            for server in servers:
+                server.closed.append(asyncio.run(closed(server.url, prompts(arguments.requests), arguments)))
+            if offline is not None:
+                offline_rates.append(offline(prompts(arguments.requests)))
+        if arguments.poisson:
+            for server in servers:
+                rate = arguments.poisson * median_rate(server.closed) / arguments.max_tokens
+                given = prompts(arguments.requests)
+                server.poisson.append(asyncio.run(poisson(server.url, given, rate, arguments)))
+        holdings = served.holdings
+    place = f"{machine} | {before.state} -> {probe().state}"
+    load = f"{arguments.prompt_tokens} in / {arguments.max_tokens} out"
+    for server in servers:
+        print(f"{place} | {arguments.clients} closed loops, {load} | {server.name} | {told(server.closed)}")
+    for server in servers:
+        if server.poisson:
+            print(
+                f"{place} | Poisson at {arguments.poisson:g} of that, {load} | {server.name} | {told(server.poisson)}"
+            )
+    if offline_rates:
+        rate = statistics.median(offline_rates)
+        share = median_rate(servers[0].closed) / rate
+        print(
+            f"{place} | offline, {arguments.clients} at a time, {load} | {rate:.1f} tokens/s, HTTP {share:.0%}"
+        )
+    print(f"the server holds {holdings} | {machine.commit}")
     if arguments.json:
-        record = {"machine": dataclasses.asdict(machine), "load": load, "server": server}
-        arguments.json.write_text(json.dumps({**record, **dataclasses.asdict(figures)}, indent=1))
+        record = {"machine": asdict(machine), "load": load, "offline": offline_rates}
+        figures = {
+            server.name: [asdict(ServingFigures.of(traces)) for traces in server.closed] for server in servers
+        }
+        arguments.json.write_text(json.dumps({**record, "closed": figures}, indent=1))
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -71,104 +106,63 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--devices", type=int, default=1)
     parser.add_argument("--clients", type=int, default=16)
-    parser.add_argument("--requests", type=int, default=64, help="in all, besides one per client to warm up")
+    parser.add_argument(
+        "--requests", type=int, default=64, help="of a round, besides one per client to warm up"
+    )
+    parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--prompt-tokens", type=int, default=128)
     parser.add_argument("--max-tokens", type=int, default=64)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--url", default=None, help="of a server that runs already")
+    parser.add_argument("--against", action="append", default=[], metavar="URL", help="can be repeated")
+    parser.add_argument("--offline", action="store_true", help="measure the engine without HTTP, too")
+    parser.add_argument(
+        "--poisson", type=float, default=0.5, metavar="SHARE", help="of each server's capacity; 0: none (0.5)"
+    )
     parser.add_argument(
         "--serve-option", action="append", default=[], help="passed on, e.g. --serve-option=--policy=fcfs"
     )
-    parser.add_argument("--kill-every", type=float, default=None, help="seconds between two kills of a rank")
-    parser.add_argument("--seconds", type=float, default=60.0, help="how long ranks are killed")
     parser.add_argument("--json", type=Path, default=None, help="file for the figures")
     return parser.parse_args()
 
 
-@contextmanager
-def running_server(arguments: argparse.Namespace) -> Iterator[tuple[str, float, subprocess.Popen[str]]]:
-    """(url, seconds to its ready line, process) of a server on a free port; it is ended afterwards."""
-    command = [sys.executable, "-m", "fastserve", "serve", arguments.model, "--port", "0"]
-    command += ["--devices", str(arguments.devices), *arguments.serve_option]
-    start = perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    try:
-        assert process.stdout is not None
-        found = re.search(r"http://\S+", process.stdout.readline())
-        if found is None:
-            raise SystemExit(f"the server did not start (exit code {process.wait()})")
-        yield found[0], perf_counter() - start, process
-    finally:
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(END_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
+async def closed(url: str, prompts: Prompts, arguments: argparse.Namespace) -> list[Trace]:
+    async with connect(url, arguments.clients) as (client, model):
+        return await closed_loops(
+            client, prompts, model=model, num_clients=arguments.clients, max_tokens=arguments.max_tokens
+        )
 
 
-def resident_mib(process: subprocess.Popen[str]) -> int:
-    """Proportional share of memory of the server and its ranks: what they share counts once."""
-    root = psutil.Process(process.pid)
-    members = [root, *root.children(recursive=True)]
-    return int(sum(member.memory_full_info().pss for member in members)) >> 20
+async def poisson(url: str, prompts: Prompts, rate: float, arguments: argparse.Namespace) -> list[Trace]:
+    async with connect(url, len(prompts)) as (client, model):
+        gaps = random.Random(arguments.seed)
+        return await poisson_arrivals(
+            client, prompts, model=model, rate=rate, gaps=gaps, max_tokens=arguments.max_tokens
+        )
 
 
-async def measure(url: str, prompts: list[list[int]], arguments: argparse.Namespace) -> ServingFigures:
-    limits = httpx.Limits(max_connections=arguments.clients)
-    async with httpx.AsyncClient(
-        base_url=url, timeout=REQUEST_TIMEOUT_S, limits=limits, trust_env=False
-    ) as client:
-        model = (await client.get("/v1/models")).json()["data"][0]["id"]
-        warm, timed = prompts[: arguments.clients], prompts[arguments.clients :]
-        load = {"model": model, "num_clients": arguments.clients, "max_tokens": arguments.max_tokens}
-        await closed_loops(client, warm, **load)
-        return ServingFigures.of(await closed_loops(client, timed, **load))
-
-
-async def soak(url: str, process: subprocess.Popen[str], arguments: argparse.Namespace) -> str:
-    """Closed loops while ranks are killed; what became of the requests and of the server, in words."""
-    chance = random.Random(arguments.seed)
-    limits = httpx.Limits(max_connections=arguments.clients)
-    end_s = perf_counter() + arguments.seconds
-    outcomes: list[str] = []
-    async with httpx.AsyncClient(
-        base_url=url, timeout=REQUEST_TIMEOUT_S, limits=limits, trust_env=False
-    ) as client:
-        model = (await client.get("/v1/models")).json()["data"][0]["id"]
-
-        async def loop() -> None:
-            while perf_counter() < end_s:
-                prompt = random_prompt(chance, arguments.prompt_tokens, VOCAB_SIZE)
-                try:
-                    trace = await stream(client, prompt, model=model, max_tokens=arguments.max_tokens)
-                    outcomes.append("" if trace.num_tokens == arguments.max_tokens else "cut short")
-                except (RuntimeError, httpx.HTTPError) as error:
-                    outcomes.append(repr(error))
-
-        loops = [asyncio.create_task(loop()) for _ in range(arguments.clients)]
-        await asyncio.sleep(arguments.kill_every)
-        before = holdings(process)
-        num_kills = 0
-        while perf_counter() < end_s:
-            chance.choice(ranks_of(process)).kill()
-            num_kills += 1
-            await asyncio.sleep(arguments.kill_every)
-        await asyncio.gather(*loops)
-    await asyncio.sleep(1)
-    failed = [outcome for outcome in outcomes if outcome]
-    return (
-        f"{num_kills} kills in {arguments.seconds:g} s, {arguments.clients} clients | {len(failed)} of "
-        f"{len(outcomes)} requests failed {sorted(set(failed))[:3]} | before {before} | after {holdings(process)}"
+def offline_engine(arguments: argparse.Namespace, stack: ExitStack) -> Callable[[Prompts], float]:
+    """Tokens a second of the same load."""
+    llm = stack.enter_context(
+        closing(LLM(arguments.model, devices=arguments.devices, max_num_seqs=arguments.clients))
     )
 
+    def rate(prompts: Prompts) -> float:
+        start = perf_counter()
+        llm.generate(prompts, greedy(arguments.max_tokens))
+        return len(prompts) * arguments.max_tokens / (perf_counter() - start)
 
-def ranks_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
-    return psutil.Process(process.pid).children()
+    rate([[1, 2, 3]])
+    return rate
 
 
-def holdings(process: subprocess.Popen[str]) -> str:
-    num_descriptors, ranks = psutil.Process(process.pid).num_fds(), ranks_of(process)
-    return f"{resident_mib(process)} MiB, {len(ranks)} ranks, {num_descriptors} descriptors"
+def median_rate(rounds: Sequence[Sequence[Trace]]) -> float:
+    return statistics.median(ServingFigures.of(traces).tokens_per_s for traces in rounds)
+
+
+def told(rounds: Sequence[list[Trace]]) -> str:
+    """The rate is the rounds' median; waits are of all their requests."""
+    everything = ServingFigures.of([trace for traces in rounds for trace in traces])
+    return str(replace(everything, tokens_per_s=median_rate(rounds)))
 
 
 if __name__ == "__main__":

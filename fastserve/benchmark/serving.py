@@ -1,10 +1,12 @@
-"""What clients of an OpenAI-compatible server see: closed loops that stream, and the order statistics of that."""
+"""What clients of an OpenAI-compatible server see: streams in closed loops or by chance, in order statistics."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Sequence
+import random
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from time import perf_counter
 from typing import TYPE_CHECKING, Self
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
 
 DATA = "data: "
 DONE = "data: [DONE]"
+REQUEST_TIMEOUT_S = 600
+VOCAB_SIZE = 30_000  # ids below it are words in any model's vocabulary
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +85,40 @@ async def closed_loops(
 
     await asyncio.gather(*(loop() for _ in range(num_clients)))
     return traces
+
+
+async def poisson_arrivals(
+    client: httpx.AsyncClient,
+    prompts: Sequence[list[int]],
+    *,
+    model: str,
+    rate: float,
+    gaps: random.Random,
+    max_tokens: int,
+) -> list[Trace]:
+    """Prompts arrive on their own, `rate` a second on average, whether those before them are answered or not."""
+
+    async def arrive(at_s: float, prompt: list[int]) -> Trace:
+        await asyncio.sleep(at_s)
+        return await stream(client, prompt, model=model, max_tokens=max_tokens)
+
+    arrivals, at_s = [], 0.0
+    for prompt in prompts:
+        arrivals.append(arrive(at_s, prompt))
+        at_s += gaps.expovariate(rate)
+    return await asyncio.gather(*arrivals)
+
+
+@asynccontextmanager
+async def connect(url: str, max_connections: int) -> AsyncIterator[tuple[httpx.AsyncClient, str]]:
+    """A client of the server, and what its model is called."""
+    import httpx  # not of the core installation
+
+    limits = httpx.Limits(max_connections=max_connections)
+    async with httpx.AsyncClient(
+        base_url=url, timeout=REQUEST_TIMEOUT_S, limits=limits, trust_env=False
+    ) as client:
+        yield client, (await client.get("/v1/models")).json()["data"][0]["id"]
 
 
 async def stream(client: httpx.AsyncClient, prompt: list[int], *, model: str, max_tokens: int) -> Trace:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 
 import httpx
 import pytest
 
-from fastserve.benchmark.serving import ServingFigures, Trace, closed_loops, read_event
+from fastserve.benchmark.serving import ServingFigures, Trace, closed_loops, poisson_arrivals, read_event
 
 
 def test_figures_of_two_requests() -> None:
@@ -68,6 +69,24 @@ def test_every_prompt_is_sent_once_and_no_client_sends_two_at_a_time() -> None:
     assert sorted(server.prompts) == prompts
     assert 1 <= server.most_open <= 3
     assert [(len(trace.arrivals_s), trace.num_tokens) for trace in traces] == [(2, 5)] * 7
+
+
+def test_poisson_arrivals_do_not_wait_for_answers() -> None:
+    server = Server()
+    prompts = [[number] for number in range(40)]
+
+    async def measured() -> list[Trace]:
+        transport = httpx.MockTransport(server)
+        async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
+            return await poisson_arrivals(
+                client, prompts, model="m", rate=200, gaps=random.Random(1), max_tokens=5
+            )
+
+    traces = asyncio.run(measured())
+    assert server.prompts == prompts
+    sent = [trace.sent_s for trace in traces]
+    assert sent == sorted(sent)
+    assert sent[-1] - sent[0] == pytest.approx(39 / 200, rel=0.5)
 
 
 def test_refusal_ends_the_run_with_the_servers_words() -> None:
