@@ -14,9 +14,9 @@ import torch
 from fastserve.benchmark.machine import Machine
 from fastserve.benchmark.op_cases import (
     EIGHT_B,
+    MATMUL_KINDS,
     MATMUL_ROWS,
     MATMUL_SHAPES,
-    MATMUL_TYPES,
     NORMS,
     SMOLLM2,
     Case,
@@ -73,16 +73,22 @@ def weights(shape: str, weight_type: str) -> MatmulWeights:
 
 
 MATMULS = [
-    pytest.param(shape, weight_type, rows, id=f"{weight_type}-{shape.replace(' ', '_')}-M{rows}")
-    for weight_type in MATMUL_TYPES
+    pytest.param(
+        shape,
+        weight_type,
+        bits,
+        rows,
+        id=f"{weight_type}{'' if bits == 14 else '-8_bits'}-{shape.replace(' ', '_')}-M{rows}",
+    )
     for shape in MATMUL_SHAPES
+    for weight_type, bits in MATMUL_KINDS
     for rows in MATMUL_ROWS
 ]
 
 
-@pytest.mark.parametrize(("shape", "weight_type", "rows"), MATMULS)
-def test_matmul(bench: Bench, shape: str, weight_type: str, rows: int) -> None:
-    bench(matmul_case(weights(shape, weight_type), rows))
+@pytest.mark.parametrize(("shape", "weight_type", "activation_bits", "rows"), MATMULS)
+def test_matmul(bench: Bench, shape: str, weight_type: str, activation_bits: int, rows: int) -> None:
+    bench(matmul_case(weights(shape, weight_type), rows, activation_bits))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["f32", "bf16"])

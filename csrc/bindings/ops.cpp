@@ -121,8 +121,9 @@ MatmulArgs with_scratch(MatmulArgs args, OpRunner& runner) {
 }
 
 void matmul(Address x, int64_t ldx, int32_t rows, Address w, const std::string& type, int32_t n, int32_t k,
-            Address y, int64_t ldy) {
-    const MatmulArgs args = matmul_args(x, ldx, rows, w, type, n, k, y, ldy);
+            Address y, int64_t ldy, int32_t activation_bits) {
+    MatmulArgs args = matmul_args(x, ldx, rows, w, type, n, k, y, ldy);
+    args.activation_bits = activation_bits;
     runner().run_with_scratch(&OpTable::matmul, [&](OpRunner& runner) { return with_scratch(args, runner); });
 }
 

@@ -54,7 +54,16 @@ class Heads:
 SMOLLM2 = Heads("SmolLM2-135M", 9, 3, 64)
 EIGHT_B = Heads("8B", 32, 8, 128)
 
-MATMUL_TYPES: tuple[WeightType, ...] = ("f32", "bf16", "q8", "q4", "q4m")
+MATMUL_KINDS: tuple[tuple[WeightType, int], ...] = (  # (type, activation_bits)
+    ("f32", 14),
+    ("bf16", 14),
+    ("q8", 14),
+    ("q8", 8),
+    ("q4", 14),
+    ("q4", 8),
+    ("q4m", 14),
+    ("q4m", 8),
+)
 MATMUL_ROWS = (1, 8, 32, 128, 512)
 MATMUL_SHAPES = {  # (N, K)
     "SmolLM2 qkv": (960, 576),
@@ -95,7 +104,7 @@ def num_copies(num_bytes: int) -> int:
     return max(2, min(MAX_COPIES, -(-WORKING_SET_BYTES // num_bytes)))
 
 
-def matmul_case(weights: MatmulWeights, rows: int) -> Case:
+def matmul_case(weights: MatmulWeights, rows: int, activation_bits: int) -> Case:
     x = torch.randn(rows, weights.k)
     x_torch = x if weights.type in ("f32", "q8") else x.bfloat16()
     ours, theirs = cycle(weights.packed), cycle(weights.torch_calls)
@@ -103,8 +112,8 @@ def matmul_case(weights: MatmulWeights, rows: int) -> Case:
     return Case(
         op="matmul",
         shape=f"M={rows} N={weights.n} K={weights.k}",
-        dtype=weights.type,
-        ours=lambda: ops.matmul(x, next(ours)),
+        dtype=weights.type + (", 8 bits" if activation_bits == 8 else ""),
+        ours=lambda: ops.matmul(x, next(ours), activation_bits=activation_bits),
         baseline_name=weights.baseline_name,
         baseline=lambda: next(theirs)(x_torch),
         work=Work(num_bytes, 2.0 * rows * weights.n * weights.k, ARITHMETIC.get(weights.type, "int8")),

@@ -18,26 +18,40 @@ Epilogue = Literal["none", "silu", "gelu_tanh", "relu", "silu_mul"]
 
 # What the CPU's kernels do to x before they multiply; f32 and f16 weights leave it as it is.
 _ROUNDED = ("bf16", "q8", "q4", "q4m")
-MAX_CODE = 8127  # kMaxCode of csrc/cpu/matmul.h: two digits of base 128
+ACTIVATION_BITS = 14  # unless asked otherwise
+MAX_CODES = {14: 8127, 8: 127}  # kMaxCode and kMaxByteCode of csrc/cpu/matmul.h
 
 
-def matmul(x: Tensor, w: PackedWeight, *, bias: Tensor | None = None, epilogue: Epilogue = "none") -> Tensor:
+def matmul(
+    x: Tensor,
+    w: PackedWeight,
+    *,
+    bias: Tensor | None = None,
+    epilogue: Epilogue = "none",
+    activation_bits: int = ACTIVATION_BITS,
+) -> Tensor:
     """epilogue(x w^T + bias), summed in fp32; the order of a sum depends on K alone, so a row's bits do not depend on
     other rows.
 
-    x        [M, K] rows contiguous; on the CPU fp32, rounded to bf16 for a bf16 weight and to 14 bits with a scale per
-             32 for a quantised one; on GPUs bf16, fp16 or fp32, a plain weight's own type
+    x        [M, K] rows contiguous; on the CPU fp32, rounded to bf16 for a bf16 weight and to activation_bits with a
+             scale per 32 for a quantised one; on GPUs bf16, fp16 or fp32, a plain weight's own type
     w        [N, K] PackedWeight (fastserve.ops.pack)
     bias     [N] fp32
     epilogue silu, gelu_tanh (its tanh form), relu; silu_mul: w is [gate | up], out = silu(x gate^T) * x up^T, no bias
+    activation_bits 14 or 8, which takes little more than half the time where products decide; GPUs round nothing
     out      [M, N], for silu_mul [M, N / 2], of x's dtype
     Raises ValueError naming the argument whose shape or dtype is wrong.
     """
-    return _op(x, w.data, w.type, w.n, w.k, bias, epilogue)
+    return _op(x, w.data, w.type, w.n, w.k, bias, epilogue, activation_bits)
 
 
 def reference(
-    x: Tensor, w: Tensor | PackedWeight, *, bias: Tensor | None = None, epilogue: Epilogue = "none"
+    x: Tensor,
+    w: Tensor | PackedWeight,
+    *,
+    bias: Tensor | None = None,
+    epilogue: Epilogue = "none",
+    activation_bits: int = ACTIVATION_BITS,
 ) -> Tensor:
     """In fp32: x stays as it is for a plain w [N, K] of any dtype, is rounded as above for a packed one."""
     if not isinstance(w, PackedWeight):
@@ -45,17 +59,17 @@ def reference(
     elif lays_rows(w.data.device):
         product = x.float() @ unpack(w).to(x.dtype).float().T
     else:
-        product = round_activations(x.float(), w.type) @ unpack(w).T
+        product = round_activations(x.float(), w.type, activation_bits) @ unpack(w).T
     return finish(product, bias, epilogue).to(x.dtype)
 
 
-def round_activations(x: Tensor, weight_type: str) -> Tensor:
+def round_activations(x: Tensor, weight_type: str, activation_bits: int) -> Tensor:
     if weight_type == "bf16":
         return x.bfloat16().float()
     if weight_type not in _ROUNDED:
         return x
     blocks = x.reshape(x.shape[0], -1, QUANT_BLOCK)
-    scale = blocks.abs().amax(-1, keepdim=True) / MAX_CODE
+    scale = blocks.abs().amax(-1, keepdim=True) / MAX_CODES[activation_bits]
     return ((blocks / torch.where(scale == 0, 1.0, scale)).round() * scale).flatten(-2)
 
 
@@ -96,34 +110,62 @@ def check_epilogue(n: int, bias: Tensor | None, epilogue: str) -> None:
         arguments.require("w", n % 2 == 0, "have an even number of rows for silu_mul", n)
 
 
+def check_activation_bits(activation_bits: int) -> None:
+    arguments.require("activation_bits", activation_bits in MAX_CODES, "be 14 or 8", activation_bits)
+
+
 def check_alignment(w: Tensor) -> None:
     arguments.require("w", w.data_ptr() % 64 == 0, "start at a multiple of 64 bytes", hex(w.data_ptr()))
 
 
 def _allocate(  # noqa: PLR0917 (the schema's order)
-    x: Tensor, w: Tensor, type: str, n: int, k: int, bias: Tensor | None, epilogue: str
+    x: Tensor,
+    w: Tensor,
+    type: str,
+    n: int,
+    k: int,
+    bias: Tensor | None,
+    epilogue: str,
+    activation_bits: int = ACTIVATION_BITS,
 ) -> Tensor:
     check_operands(x, w, type, n, k)
     check_epilogue(n, bias, epilogue)
+    check_activation_bits(activation_bits)
     return x.new_empty((x.shape[0], n // 2 if epilogue == "silu_mul" else n))
 
 
 def _reference(  # noqa: PLR0917 (the schema's order)
-    x: Tensor, w: Tensor, type: str, n: int, k: int, bias: Tensor | None, epilogue: Epilogue
+    x: Tensor,
+    w: Tensor,
+    type: str,
+    n: int,
+    k: int,
+    bias: Tensor | None,
+    epilogue: Epilogue,
+    activation_bits: int = ACTIVATION_BITS,
 ) -> Tensor:
-    return reference(x, PackedWeight(w, type, n, k), bias=bias, epilogue=epilogue)  # type: ignore[arg-type]
+    packed = PackedWeight(w, type, n, k)  # type: ignore[arg-type]
+    return reference(x, packed, bias=bias, epilogue=epilogue, activation_bits=activation_bits)
 
 
 def _cpu(  # noqa: PLR0917 (the schema's order)
-    x: Tensor, w: Tensor, type: str, n: int, k: int, bias: Tensor | None, epilogue: str
+    x: Tensor,
+    w: Tensor,
+    type: str,
+    n: int,
+    k: int,
+    bias: Tensor | None,
+    epilogue: str,
+    activation_bits: int = ACTIVATION_BITS,
 ) -> Tensor:
     check_epilogue(n, bias, epilogue)
+    check_activation_bits(activation_bits)
     out = allocate(x, w, type, n, k)
     check_alignment(w)
     if x.shape[0]:
         _C.ops.matmul(
             x.data_ptr(), x.stride(0), x.shape[0], w.data_ptr(), type, n, k,
-            out.data_ptr(), out.stride(0),
+            out.data_ptr(), out.stride(0), activation_bits,
         )  # fmt: skip
     return finish(out, bias, epilogue)
 
@@ -176,23 +218,37 @@ def multiply_by_cuda(  # noqa: PLR0917 (the schema's order)
 
 
 def _triton(  # noqa: PLR0917 (the schema's order)
-    x: Tensor, w: Tensor, type: str, n: int, k: int, bias: Tensor | None, epilogue: str
+    x: Tensor,
+    w: Tensor,
+    type: str,
+    n: int,
+    k: int,
+    bias: Tensor | None,
+    epilogue: str,
+    activation_bits: int = ACTIVATION_BITS,
 ) -> Tensor:
-    out = _allocate(x, w, type, n, k, bias, epilogue)
+    out = _allocate(x, w, type, n, k, bias, epilogue, activation_bits)
     multiply_by_triton(x, w, type, n, k, bias, epilogue, out)
     return out
 
 
 def _cuda(  # noqa: PLR0917 (the schema's order)
-    x: Tensor, w: Tensor, type: str, n: int, k: int, bias: Tensor | None, epilogue: str
+    x: Tensor,
+    w: Tensor,
+    type: str,
+    n: int,
+    k: int,
+    bias: Tensor | None,
+    epilogue: str,
+    activation_bits: int = ACTIVATION_BITS,
 ) -> Tensor:
-    out = _allocate(x, w, type, n, k, bias, epilogue)
+    out = _allocate(x, w, type, n, k, bias, epilogue, activation_bits)
     multiply_by_cuda(x, w, type, n, k, bias, epilogue, out)
     return out
 
 
 _op = registry.register(
-    "matmul(Tensor x, Tensor w, str type, int n, int k, Tensor? bias, str epilogue) -> Tensor",
+    "matmul(Tensor x, Tensor w, str type, int n, int k, Tensor? bias, str epilogue, int activation_bits=14) -> Tensor",
     fake=_allocate,
     reference=_reference,
     cpu=_cpu,

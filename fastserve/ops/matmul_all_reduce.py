@@ -19,7 +19,13 @@ from fastserve.ops.group import (
     reference_sum,
     sum_rows,
 )
-from fastserve.ops.matmul import allocate, check_alignment, multiply_by_cuda, multiply_by_triton
+from fastserve.ops.matmul import (
+    ACTIVATION_BITS,
+    allocate,
+    check_alignment,
+    multiply_by_cuda,
+    multiply_by_triton,
+)
 from fastserve.ops.matmul import reference as reference_matmul
 from fastserve.ops.packed_weight import PLAIN_TYPES, PackedWeight, pack
 
@@ -66,7 +72,7 @@ def multiply_and_sum(  # noqa: PLR0917 (the schemas' order)
     to = out.data_ptr(), out.stride(0)
     product = (x.data_ptr(), x.stride(0), rows, w.data_ptr(), type, n, k, *to)
     if isinstance(reducer, _C.PeerGroup):
-        _C.ops.matmul(*product)
+        _C.ops.matmul(*product, ACTIVATION_BITS)
         sum_rows(reducer, out)
         if norm:
             _C.ops.rms_norm(*to, *norm, rows, n, *to)  # in place: a row is read before it is written

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fastserve.benchmark import op_cases
 from fastserve.benchmark.op_cases import (
-    MATMUL_TYPES,
+    MATMUL_KINDS,
     NORMS,
     SMOLLM2,
     MatmulWeights,
@@ -31,9 +31,11 @@ def small_working_set(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("rows", [1, 5])
-@pytest.mark.parametrize("weight_type", MATMUL_TYPES)
-def test_matmul_baseline_multiplies_the_same_matrix(weight_type: WeightType, rows: int) -> None:
-    case = matmul_case(MatmulWeights.make((64, 96), weight_type), rows)
+@pytest.mark.parametrize(("weight_type", "activation_bits"), MATMUL_KINDS)
+def test_matmul_baseline_multiplies_the_same_matrix(
+    weight_type: WeightType, activation_bits: int, rows: int
+) -> None:
+    case = matmul_case(MatmulWeights.make((64, 96), weight_type), rows, activation_bits)
     ours = cast(Tensor, case.ours())
     baseline = cast(Tensor, case.baseline()).float()
     assert ours.shape == baseline.shape == (rows, 64)

@@ -30,6 +30,21 @@ def test_fast_equals_slow(
     assert relative_error(fastserve.ops.matmul(x, w), reference.matmul(x, w)) <= TOLERANCE[type]
 
 
+@pytest.mark.parametrize("type", TYPES)
+@pytest.mark.parametrize("shape", [(1, 1, 32), (5, 100, 96), (130, 33, 160)])
+def test_codes_of_8_bits_equal_their_reference_and_leave_plain_weights_alone(
+    isa: str, generator: torch.Generator, type: WeightType, shape: tuple[int, int, int]
+) -> None:
+    m, n, k = shape
+    x = torch.randn(m, k, generator=generator)
+    w = pack(torch.randn(n, k, generator=generator), type)
+    fast = fastserve.ops.matmul(x, w, activation_bits=8)
+    # Few codes: one that falls to the other side of its rounding boundary weighs more than with 14 bits.
+    assert relative_error(fast, reference.matmul(x, w, activation_bits=8)) <= 10 * TOLERANCE[type]
+    is_plain = type in ("f32", "f16", "bf16")
+    assert torch.equal(fast, fastserve.ops.matmul(x, w)) == is_plain
+
+
 @pytest.mark.parametrize("type", ["f32", "f16", "bf16"])
 @pytest.mark.parametrize("k", [1, 33])
 def test_float_weights_take_any_k(isa: str, generator: torch.Generator, type: WeightType, k: int) -> None:
@@ -99,5 +114,7 @@ def test_a_bad_argument_is_named(generator: torch.Generator) -> None:
     with pytest.raises(ValueError, match="data must be contiguous uint8"):
         torch.ops.fastserve.matmul(torch.zeros(3, 64), w.data, w.type, 40, w.k, None, "none")
     shifted = torch.cat([w.data[:1], w.data])[1:]
+    with pytest.raises(ValueError, match="activation_bits must be 14 or 8, got 7"):
+        fastserve.ops.matmul(torch.zeros(3, 64), w, activation_bits=7)
     with pytest.raises(ValueError, match="w must start at a multiple of 64 bytes"):
         fastserve.ops.matmul(torch.zeros(3, 64), PackedWeight(shifted, w.type, w.n, w.k))
