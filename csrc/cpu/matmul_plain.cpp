@@ -6,10 +6,11 @@
 namespace fastserve::FASTSERVE_ISA_NAMESPACE {
 namespace {
 
-// A step takes one k of f32 and f16, two of bf16.
+// A step takes one k of f32 and f16, two of bf16. kOnePanel: what choose_matmul says.
 struct F32 {
     using Weight = Vec;
     static constexpr int kStep = 1, kStepBytes = 64, kXBytes = 4;
+    static constexpr bool kOnePanel = false;
     FASTSERVE_INLINE static Vec weight(const uint8_t* p) { return load(reinterpret_cast<const float*>(p)); }
     FASTSERVE_INLINE static Vec accumulate(Vec acc, Vec w, const uint8_t* x) {
         return fma(w, as_float(broadcast4(x)), acc);
@@ -19,6 +20,7 @@ struct F32 {
 struct F16 {
     using Weight = Vec;
     static constexpr int kStep = 1, kStepBytes = 32, kXBytes = 4;
+    static constexpr bool kOnePanel = false;
     FASTSERVE_INLINE static Vec weight(const uint8_t* p) {
         return load_half(reinterpret_cast<const uint16_t*>(p));
     }
@@ -30,6 +32,7 @@ struct F16 {
 struct Bf16 {
     using Weight = VecI;
     static constexpr int kStep = 2, kStepBytes = 64, kXBytes = 2;
+    static constexpr bool kOnePanel = true;
     FASTSERVE_INLINE static VecI weight(const uint8_t* p) { return load(p); }
     FASTSERVE_INLINE static Vec accumulate(Vec acc, VecI w, const uint8_t* x) {
         return dot_bf16(acc, w, broadcast4(x));
@@ -38,7 +41,8 @@ struct Bf16 {
 
 template <class Format>
 struct Plain {
-    static constexpr int kMaxPanels = 4, kMaxTile = 24, kMaxRows = kMaxTileRows;
+    static constexpr int kMaxPanels = Format::kOnePanel ? 1 : 4, kMaxTile = Format::kOnePanel ? 8 : 24;
+    static constexpr int kMaxRows = Format::kOnePanel && kNumRegisters >= 32 ? 8 : kMaxTileRows;
 
     const uint8_t* x;
     int64_t x_row_bytes;
@@ -72,6 +76,7 @@ struct Plain {
         const uint8_t* w = chunk_w;
         for (int step = 0; step < num_steps; ++step) {
             typename Format::Weight weights[P];
+            if constexpr (Format::kOnePanel && kAheadBytes > 0 && R >= kAheadRows) prefetch(w + kAheadBytes);
 #pragma GCC unroll 8
             for (int p = 0; p < P; ++p) weights[p] = Format::weight(w + p * weight.panel_bytes);
 #pragma GCC unroll 8

@@ -12,7 +12,7 @@ constexpr int kNumRegisters = 8;
 // Of weights that are prefetched. What is computed with a line takes so many instructions that no load behind
 // it is begun in time: of weights from DRAM one core of a Zen 3 read 7.7 GB/s without, 9.4 so, which is its
 // roof.
-constexpr int kAheadBytes = 5120, kAheadRows = 1;
+constexpr int kAheadBytes = 16384, kAheadRows = 1;
 constexpr bool kHasDotS16 = true;
 constexpr bool kDotU8TakesBytes = false;  // maddubs saturates
 constexpr int32_t kOffsetU8 = 0;

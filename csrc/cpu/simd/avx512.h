@@ -17,9 +17,9 @@ namespace fastserve::FASTSERVE_ISA_NAMESPACE {
 // Vec-sized register sets of this ISA: what the accumulators, operands and temporaries of a tile must fit.
 constexpr int kNumRegisters = 32;
 // Of weights that are prefetched, by tiles of at least so many rows: while those compute, the hardware reads
-// not far enough ahead (8 rows: 86 G products/s of a Zen 4 core without, 95 so, which it reaches from L1);
-// fewer rows it serves better alone (1 row: 36 GB/s against 33).
-constexpr int kAheadBytes = 3840, kAheadRows = 4;
+// not far enough ahead (8 rows of q8: 227 us without, 141 so, which is what the products take); a single row
+// it serves better alone (36 GB/s against 33).
+constexpr int kAheadBytes = 16384, kAheadRows = 2;
 constexpr bool kHasDotS16 = false;  // vpdpwssd is no faster than vpdpbusd for each of two digits
 constexpr bool kDotU8TakesBytes = true;
 constexpr int32_t kOffsetU8 = 0;
