@@ -10,6 +10,7 @@ from statistics import median
 from fastserve import _C
 from fastserve.benchmark.peers import greedy, random_prompt
 from fastserve.benchmark.timeline import Pass, take_passes
+from fastserve.engine.engine import Engine
 from fastserve.llm import LLM
 
 
@@ -20,15 +21,17 @@ class Rate:
     name: str  # "decode, 16 together"
     tokens_per_s: float
     passes: list[Pass]  # of all rounds
+    scheduling_share: float | None = None  # of a step's time: choosing and writing the next one meanwhile
 
 
 class ModelPhases:
     """Runs an engine of one device. `program` is the one that it replays; its timeline is turned on."""
 
-    def __init__(self, llm: LLM, program: _C.Program, *, vocab_size: int, seed: int = 0) -> None:
+    def __init__(self, llm: LLM, program: _C.Program, engine: Engine, *, seed: int = 0) -> None:
         self._llm = llm
         self._program = program
-        self._vocab_size = vocab_size
+        self._engine = engine
+        self._vocab_size = engine.executor.vocab_size
         self._random = random.Random(seed)
         program.record_timeline()
 
@@ -44,12 +47,22 @@ class ModelPhases:
     def decode(self, batch: int, context: int, new_tokens: int, rounds: int) -> Rate:
         """Of `batch` sequences together: from the first step in which all draw to the last one."""
         self._run(batch, context, new_tokens)
+        before = self._scheduling()
         found = [self._together(batch, context, new_tokens) for _ in range(rounds)]
+        scheduling_s, num_steps = (now - then for now, then in zip(self._scheduling(), before, strict=True))
         rates = [
             batch * (len(passes) - 1) / (passes[-1].spans[0].begin - passes[0].spans[0].begin)
             for passes in found
         ]
-        return Rate(f"decode, {batch} together", median(rates), [one for passes in found for one in passes])
+        passes = [one for passes in found for one in passes]
+        step_s = median(one.seconds for one in passes)
+        return Rate(f"decode, {batch} together", median(rates), passes, scheduling_s / num_steps / step_s)
+
+    def _scheduling(self) -> tuple[float, float]:
+        """Seconds and steps, so far."""
+        value = self._engine.metrics.registry.get_sample_value
+        seconds, steps = value("fastserve_scheduling_seconds_total"), value("fastserve_steps_total")
+        return seconds or 0.0, steps or 0.0
 
     def _together(self, batch: int, context: int, new_tokens: int) -> list[Pass]:
         return [

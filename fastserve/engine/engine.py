@@ -152,12 +152,8 @@ class Engine:
             return []
 
     def _step(self) -> list[ChoiceDelta]:
-        while len(self._steps_ahead) < MAX_STEPS_AHEAD:
-            scheduled = self._schedule()
-            if scheduled is None:
-                break
-            self._steps_ahead.append(scheduled)
-            self.executor.submit(scheduled.step)
+        while len(self._steps_ahead) < MAX_STEPS_AHEAD and self._queue_step():
+            pass
         if not self._steps_ahead:
             return []
         result = self.executor.collect()
@@ -165,6 +161,18 @@ class Engine:
 
     def close(self) -> None:
         self.executor.close()
+
+    def _queue_step(self) -> bool:
+        """Whether there was one to queue."""
+        start_s = time.perf_counter()
+        scheduled = self._schedule()
+        if scheduled is None:
+            return False
+        self._steps_ahead.append(scheduled)
+        self.executor.submit(scheduled.step)
+        self.metrics.steps.inc()
+        self.metrics.scheduling.inc(time.perf_counter() - start_s)
+        return True
 
     def _recover(self) -> None:
         start_s = self._clock()

@@ -60,6 +60,8 @@ class EngineMetrics:
         self.generation_tokens = counter("generation_tokens", "Tokens generated.")
         self.draft_tokens = counter("spec_decode_num_draft_tokens", "Tokens that speculation drafted.")
         self.accepted_tokens = counter("spec_decode_num_accepted_tokens", "Drafted tokens that were right.")
+        self.steps = counter("steps", "Forward passes that were scheduled.")
+        self.scheduling = counter("scheduling_seconds", "Spent on choosing and writing steps.")
         self.preemptions = counter("num_preemptions", "Requests that lost their turn and were recomputed.")
         self.recoveries = counter("recoveries", "Times that a rank was lost and the group went on.")
         self.replayed = counter("requests_replayed", "Requests recomputed because a rank was lost.")

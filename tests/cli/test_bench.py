@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
 from fastserve.cli.main import main
 
-SMALL = ["--prompt", "20", "--context", "8", "--new-tokens", "4", "--rounds", "1", "--batches", "1,3"]
+SMALL = ["--prompts", "20,30", "--context", "8", "--new-tokens", "4", "--rounds", "1", "--batches", "1,3"]
 
 
 def test_rates_the_profile_and_the_trace(
@@ -18,17 +19,34 @@ def test_rates_the_profile_and_the_trace(
     trace = tmp_path / "trace.json"
     assert main(["bench", str(short_model), *SMALL, "--profile", "--trace", str(trace)]) == 0
     out = capsys.readouterr().out
-    for phase in ("prefill, 20 tokens", "decode, 1 together", "decode, 3 together"):
+    for phase in ("prefill, 20 tokens", "prefill, 30 tokens", "decode, 1 together", "decode, 3 together"):
         (line,) = (line for line in out.splitlines() if line.startswith(phase))
-        assert float(line.split()[-2]) > 0
-    assert out.count("paged_attention") == 3
-    assert out.count("between ops") == 3
+        assert float(line.split(": ")[1].split()[0]) > 0
+        assert ("scheduling" in line) == phase.startswith("decode")
+    assert out.count("paged_attention") == 4
+    assert out.count("between ops") == 4
     assert {event["cat"] for event in json.loads(trace.read_text())["traceEvents"]} == {"prefill", "decode"}
+
+
+def test_drafts_the_start_and_clients(short_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--figures", "drafts,start,http", "--rounds", "1", "--num-threads", "1"]
+    assert main(["bench", str(short_model), *options]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    begins = ("drafts, code: ", "drafts, prose: ", "start to first token: ", "HTTP, 16 closed loops")
+    for begin in (*begins, "HTTP, Poisson at half"):
+        (line,) = (line for line in lines if line.startswith(begin))
+        assert any(float(number) > 0 for number in re.findall(r"[0-9]+\.[0-9]+", line)), line
+    assert not any(line.startswith("decode") for line in lines)
 
 
 @pytest.mark.parametrize(
     ("arguments", "error"),
     [
+        (
+            ["--figures", "decode,speed"],
+            "--figures must be of prefill, decode, drafts, start, http, or all; got",
+        ),
+        (["--prompts", "1"], "--prompts must be at least 2, got 1"),
         (["--rounds", "0"], "--rounds must be at least 1, got 0"),
         (["--batches", "1,x"], "--batches must be numbers above zero with commas between, got '1,x'"),
         (

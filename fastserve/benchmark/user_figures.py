@@ -1,0 +1,94 @@
+"""What `fastserve bench` measures besides phases: drafts, the first token of a new process, clients over HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from statistics import median
+from time import perf_counter
+
+from fastserve.benchmark.peers import greedy, random_prompt
+from fastserve.benchmark.served import running_server
+from fastserve.benchmark.serving import (
+    VOCAB_SIZE,
+    ServingFigures,
+    Trace,
+    closed_loops,
+    connect,
+    poisson_arrivals,
+)
+from fastserve.benchmark.speculation import KINDS, SpeculationBenchmark
+from fastserve.config import EngineConfig
+
+NUM_CLIENTS, NUM_REQUESTS = 16, 64
+PROMPT_TOKENS, NEW_TOKENS = 128, 64
+DRAFTED_TOKENS = 160  # of each text
+START_PROMPT = "The history of the town begins with a bridge. " * 3  # some 32 tokens
+
+
+def drafts(config: EngineConfig, rounds: int) -> Iterator[str]:
+    """A line for each kind of text: with drafts against without."""
+    params = replace(greedy(DRAFTED_TOKENS), ignore_eos=False)
+    benchmark = SpeculationBenchmark(config, params)
+    try:
+        for kind in KINDS:
+            yield f"drafts, {benchmark.compare(kind, rounds)}"
+    finally:
+        benchmark.close()
+
+
+def first_token(model: str, options: Sequence[str], rounds: int) -> str:
+    """The median, from the start of a process to its first token. Raises RuntimeError if it fails."""
+    command = [
+        sys.executable,
+        "-m",
+        "fastserve",
+        "generate",
+        "--model",
+        model,
+        "--max-tokens",
+        "1",
+        "--ignore-eos",
+    ]
+    command += [*options, START_PROMPT]
+    seconds = []
+    for _ in range(rounds + 1):  # the first brings the file into memory
+        start = perf_counter()
+        done = subprocess.run(command, stdout=subprocess.DEVNULL, check=False)
+        if done.returncode:
+            raise RuntimeError(f"fastserve generate ended with exit code {done.returncode}")
+        seconds.append(perf_counter() - start)
+    return f"start to first token: {median(seconds[1:]):.2f} s"
+
+
+def clients(model: str, options: Sequence[str]) -> Iterator[str]:
+    """Streaming clients on the same cores: in closed loops, then by chance at half the rate that those reached."""
+    chance = random.Random(0)
+
+    def prompts(count: int) -> list[list[int]]:
+        return [random_prompt(chance, PROMPT_TOKENS, VOCAB_SIZE) for _ in range(count)]
+
+    async def loops(url: str, count: int) -> list[Trace]:
+        async with connect(url, NUM_CLIENTS) as (client, name):
+            load = {"num_clients": NUM_CLIENTS, "max_tokens": NEW_TOKENS}
+            return await closed_loops(client, prompts(count), model=name, **load)
+
+    async def arrivals(url: str, rate: float) -> list[Trace]:
+        async with connect(url, NUM_REQUESTS) as (client, name):
+            given = prompts(NUM_REQUESTS)
+            return await poisson_arrivals(
+                client, given, model=name, rate=rate, gaps=chance, max_tokens=NEW_TOKENS
+            )
+
+    with running_server(model, options) as served:
+        asyncio.run(loops(served.url, NUM_CLIENTS))
+        figures = ServingFigures.of(asyncio.run(loops(served.url, NUM_REQUESTS)))
+        load = f"{PROMPT_TOKENS} in / {NEW_TOKENS} out"
+        yield f"HTTP, {NUM_CLIENTS} closed loops, {load}: {figures}"
+        rate = figures.tokens_per_s / NEW_TOKENS / 2
+        figures = ServingFigures.of(asyncio.run(arrivals(served.url, rate)))
+        yield f"HTTP, Poisson at half that rate, {load}: {figures}"
