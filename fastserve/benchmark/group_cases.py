@@ -19,7 +19,7 @@ from fastserve.benchmark.turns import Buckets, take_timed_turns
 from fastserve.llm import LLM
 from fastserve.request import SamplingParams
 from fastserve.testing.faults import Fault, committing
-from fastserve.worker.executor import GroupExecutor
+from fastserve.worker.group_executor import GroupExecutor
 
 PROMPT = "Write a story about a lighthouse keeper who finds a letter."
 LIMITS: dict[str, Any] = {"max_model_len": 1024, "kv_cache_bytes": 512 << 20, "speculation": "off"}

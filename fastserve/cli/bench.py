@@ -96,7 +96,7 @@ def _phases(settings: Settings, config: EngineConfig, prompts: list[int], batche
     from fastserve.benchmark.timeline import table, write_trace
     from fastserve.engine.build import build_engine
     from fastserve.llm import LLM
-    from fastserve.worker.executor import LocalExecutor
+    from fastserve.worker.local_executor import LocalExecutor
 
     with settings.blamed():
         engine = build_engine(config)

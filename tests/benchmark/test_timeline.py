@@ -12,7 +12,7 @@ from fastserve import LLM, SamplingParams
 from fastserve.benchmark.placement import Placement
 from fastserve.benchmark.roofs import Roofs, Work
 from fastserve.benchmark.timeline import BETWEEN, OpSpan, Pass, summarise, table, take_passes, write_trace
-from fastserve.worker.executor import LocalExecutor
+from fastserve.worker.local_executor import LocalExecutor
 
 ROOFS = Roofs("none", 2, 10.0, {"f32": 100.0, "bf16": 200.0, "int8": 400.0}, Placement("single"))
 HIDDEN, NUM_LAYERS = 576, 2

@@ -13,11 +13,11 @@ from fastserve.benchmark import whole_engines
 from fastserve.benchmark.whole_engines import FastServe, Vllm
 from fastserve.distributed import gpus
 from fastserve.distributed.gpus import Gpu
-from fastserve.worker import executor
+from fastserve.worker import group_executor
 
 
 def test_ours_draws_as_many_tokens_as_asked_for(short_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(executor, "GPU_RANK", "fastserve.testing.fake_gpu_rank")
+    monkeypatch.setattr(group_executor, "GPU_RANK", "fastserve.testing.fake_gpu_rank")
     monkeypatch.setattr(gpus, "list_gpus", lambda: (Gpu(0, "fake", 8 << 30),))
     for name, value in {"MAX_NUM_SEQS": 2, "MAX_NUM_TOKENS": 16, "MAX_MODEL_LEN": 64}.items():
         monkeypatch.setattr(whole_engines, name, value)

@@ -11,7 +11,7 @@ import pytest
 from fastserve import LLM, SamplingParams
 from fastserve.distributed import gpus
 from fastserve.distributed.gpus import Gpu
-from fastserve.worker import executor
+from fastserve.worker import group_executor
 
 LIMITS = {"max_num_seqs": 2, "max_num_tokens": 16, "max_model_len": 128}
 PROMPTS = ["The capital of France is", "Once upon a time there was a little girl who lived near the forest,"]
@@ -20,7 +20,7 @@ PARAMS = SamplingParams(max_tokens=12, temperature=0.8, seed=11, top_p=0.9, logp
 
 @pytest.fixture(autouse=True)
 def two_fake_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(executor, "GPU_RANK", "fastserve.testing.fake_gpu_rank")
+    monkeypatch.setattr(group_executor, "GPU_RANK", "fastserve.testing.fake_gpu_rank")
     monkeypatch.setattr(gpus, "list_gpus", lambda: tuple(Gpu(i, f"fake {i}", 8 << 30) for i in range(2)))
 
 

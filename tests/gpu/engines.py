@@ -13,7 +13,7 @@ import torch
 from fastserve import LLM
 from fastserve.distributed import gpus
 from fastserve.distributed.gpus import Gpu
-from fastserve.worker import executor
+from fastserve.worker import group_executor
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +34,6 @@ def real_site(model: Path) -> Site:
 def fake_site(model: Path) -> Iterator[Site]:
     """Two GPUs that are processes."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(executor, "GPU_RANK", "fastserve.testing.fake_gpu_rank")
+        patch.setattr(group_executor, "GPU_RANK", "fastserve.testing.fake_gpu_rank")
         patch.setattr(gpus, "list_gpus", lambda: tuple(Gpu(i, f"fake {i}", 8 << 30) for i in range(2)))
         yield Site(model, 2)
