@@ -121,8 +121,7 @@ def kills(model: str, *, count: int, on_loss: str = "respawn", seed: int = 0) ->
 
 def _recovery_s(llm: LLM) -> float:
     """Seconds that all recoveries have taken, from the loss to a whole group."""
-    value = llm._engine.metrics.registry.get_sample_value("fastserve_recovery_seconds_sum")
-    return value or 0.0
+    return llm._engine.metrics.recovery.sum
 
 
 @contextmanager

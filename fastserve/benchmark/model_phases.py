@@ -60,9 +60,8 @@ class ModelPhases:
 
     def _scheduling(self) -> tuple[float, float]:
         """Seconds and steps, so far."""
-        value = self._engine.metrics.registry.get_sample_value
-        seconds, steps = value("fastserve_scheduling_seconds_total"), value("fastserve_steps_total")
-        return seconds or 0.0, steps or 0.0
+        metrics = self._engine.metrics
+        return metrics.scheduling.value, metrics.steps.value
 
     def _together(self, batch: int, context: int, new_tokens: int) -> list[Pass]:
         return [

@@ -157,11 +157,8 @@ class SpeculationBenchmark:
 
     def _drafts(self) -> tuple[int, int]:
         """Drafts and right ones, so far."""
-        value = self._drafting.metrics.registry.get_sample_value
-        drafted, right = (
-            value(f"fastserve_spec_decode_num_{name}_tokens_total") for name in ("draft", "accepted")
-        )
-        return int(drafted or 0), int(right or 0)
+        metrics = self._drafting.metrics
+        return int(metrics.draft_tokens.value), int(metrics.accepted_tokens.value)
 
 
 class _Decoded(NamedTuple):

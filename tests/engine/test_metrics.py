@@ -38,3 +38,22 @@ def test_uneven_shares_show(smollm2_path: Path) -> None:
         waiting_0, waiting_1 = (times.waiting_s for times in llm._engine.executor.rank_times)
     assert busy_0 > busy_1 > 0
     assert waiting_1 > waiting_0
+
+
+def test_prometheus_reads_what_was_counted_before_anyone_asked() -> None:
+    metrics = EngineMetrics()
+    metrics.generation_tokens.inc(3)
+    metrics.ended("length", 0.3)
+    for seconds in (0.001, 0.02, 0.021, 1000.0):
+        metrics.time_to_first_token.observe(seconds)
+    value = metrics.registry.get_sample_value
+    name = "fastserve_time_to_first_token_seconds"
+    assert [value(f"{name}_bucket", {"le": bound}) for bound in ("0.001", "0.02", "0.04", "80.0", "+Inf")] == [
+        1, 2, 3, 3, 4,
+    ]  # fmt: skip
+    assert (value(f"{name}_count"), value(f"{name}_sum")) == (4, pytest.approx(1000.042))
+    assert value("fastserve_generation_tokens_total") == 3
+    metrics.generation_tokens.inc()
+    assert value("fastserve_generation_tokens_total") == 4
+    assert value("fastserve_request_success_total", {"finished_reason": "length"}) == 1
+    assert value("fastserve_request_success_total", {"finished_reason": "stop"}) == 0
