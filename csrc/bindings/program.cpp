@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "bindings/bindings.h"
+#include "program/kv_type.h"
 #include "program/worker_loop.h"
 #include "ring/exchange.h"
 #include "weights/packed_buffer.h"
@@ -113,10 +114,8 @@ void add_rotary(Program& p, const py::tuple& q, const py::tuple& k, std::vector<
 }
 
 KvCache add_kv_cache(Program& p, const std::string& type, int group, int num_kv_heads, int head_dim) {
-    if (type != "f32" && type != "bf16")
-        throw py::value_error("KV type must be 'f32' or 'bf16', got '" + type + "'");
     const int num_blocks = p.slots().limits().num_blocks.at(group);
-    return p.add_kv_cache(type == "f32" ? KvType::f32 : KvType::bf16, num_blocks, num_kv_heads, head_dim);
+    return p.add_kv_cache(find_kv_type(type), num_blocks, num_kv_heads, head_dim);
 }
 
 void add_store_kv(Program& p, const py::tuple& k, const py::tuple& v, const KvCache& cache, int group) {
@@ -249,6 +248,14 @@ void bind_program(py::module_& m) {
         return matmul_scratch_bytes(w.view().type, rows, w.view().k);
     });
     m.def("sample_scratch_bytes", &sample_scratch_bytes);
+    m.def(
+        "kv_block_bytes",
+        [](const std::string& type, int64_t num_kv_heads, int64_t head_dim) {
+            const KvType found = find_kv_type(type);
+            return num_kv_heads * (key_block_bytes(found, head_dim) + value_block_bytes(found, head_dim));
+        },
+        py::arg("type"), py::arg("num_kv_heads"), py::arg("head_dim"),
+        "Of a layer's keys and values. Raises ValueError for an unknown type.");
     py::class_<KvCache>(m, "KvCache").def_readonly("num_blocks", &KvCache::num_blocks);
     py::class_<Program, std::shared_ptr<Program>>(m, "Program")
         .def(py::init([](int max_tokens, int max_samples, int num_slots, int max_blocks, int vocab_size,

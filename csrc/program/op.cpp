@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <iterator>
 
+#include "program/kv_type.h"
 #include "weights/packed_layout.h"
 
 namespace fastserve {
@@ -27,8 +28,10 @@ OpCost cost_of_matmul(const MatmulArgs& a, int64_t rows) {
             2 * rows * a.w.n * a.w.k};
 }
 
-int64_t element_bytes(KvType type) {
-    return type == KvType::f32 ? 4 : 2;
+int64_t token_bytes(const KvCache& cache) {
+    return cache.num_kv_heads *
+           (key_block_bytes(cache.type, cache.head_dim) + value_block_bytes(cache.type, cache.head_dim)) /
+           kBlockSize;
 }
 
 // Rows of a slot that follow each other share what they read of its keys and values.
@@ -42,8 +45,7 @@ OpCost cost_of_attention(const PagedAttentionArgs& a, int64_t rows) {
         const bool shares = t > 0 && a.index.row_slot[t] == a.index.row_slot[t - 1];
         read += shares ? 1 : end - begin;
     }
-    const int64_t of_a_key = 2 * element_bytes(a.cache.type) * a.cache.num_kv_heads * a.cache.head_dim;
-    return {read * of_a_key + 2 * kFloatBytes * rows * width, 4 * seen * width};
+    return {read * token_bytes(a.cache) + 2 * kFloatBytes * rows * width, 4 * seen * width};
 }
 
 std::string product_shape(const PackedWeight& w) {
@@ -76,7 +78,7 @@ OpCost cost_of(const OpArgs& args, int64_t rows) {
             },
             [&](const StoreKvArgs& a) {
                 const int64_t values = 2LL * a.cache.num_kv_heads * a.cache.head_dim;
-                return OpCost{rows * values * (kFloatBytes + element_bytes(a.cache.type)), 0};
+                return OpCost{rows * (values * kFloatBytes + token_bytes(a.cache)), 0};
             },
             [&](const PagedAttentionArgs& a) { return cost_of_attention(a, rows); },
             [&](const SiluMulArgs& a) { return of_values(rows, 3LL * a.f, 1); },
@@ -96,8 +98,8 @@ std::string shape_of(const OpArgs& args) {
             [](const RotaryArgs& a) { return std::to_string((a.num_heads + a.num_kv_heads) * a.head_dim); },
             [](const StoreKvArgs& a) { return std::to_string(a.cache.num_kv_heads * a.cache.head_dim); },
             [](const PagedAttentionArgs& a) {
-                return std::string(a.cache.type == KvType::f32 ? "f32 " : "bf16 ") +
-                       std::to_string(a.num_heads) + "x" + std::to_string(a.cache.head_dim);
+                return std::string(kv_type_name(a.cache.type)) + " " + std::to_string(a.num_heads) + "x" +
+                       std::to_string(a.cache.head_dim);
             },
             [](const SiluMulArgs& a) { return std::to_string(a.f); },
             [](const SelectRowsArgs& a) { return std::to_string(a.d); },
@@ -112,7 +114,7 @@ const char* arithmetic_of(const OpArgs& args) {
     if (const auto* matmul = std::get_if<MatmulAllReduceArgs>(&args))
         return arithmetic_of_weight(matmul->matmul.w.type);
     const auto* attention = std::get_if<PagedAttentionArgs>(&args);
-    return attention != nullptr && attention->cache.type == KvType::bf16 ? "bf16" : "f32";
+    return attention != nullptr ? kv_type_name(attention->cache.type) : "f32";
 }
 
 }  // namespace fastserve

@@ -40,7 +40,7 @@ struct OpCost {
 };
 OpCost cost_of(const OpArgs& args, int64_t rows);
 
-// "q4m 3072x576" for a matmul, "bf16 9x64" for attention, "576" where there is but a width.
+// "q4m 3072x576" for a matmul, "int8 9x64" for attention, "576" where there is but a width.
 std::string shape_of(const OpArgs& args);
 // Of its products: "f32", "bf16" or "int8".
 const char* arithmetic_of(const OpArgs& args);
