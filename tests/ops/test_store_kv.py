@@ -11,8 +11,8 @@ from fastserve.ops import KvCache, KvIndex, reference
 from .kv_case import make_case
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("lengths", "heads"), [((1,), (1, 2)), ((5, 33), (2, 18)), ((130, 7), (3, 64))])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.uint8])
+@pytest.mark.parametrize(("lengths", "heads"), [((1,), (1, 4)), ((5, 33), (2, 20)), ((130, 7), (3, 64))])
 def test_fast_equals_slow(
     isa: str,
     generator: torch.Generator,
