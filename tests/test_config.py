@@ -19,7 +19,7 @@ def test_defaults_are_valid() -> None:
         ({"kv_cache_bytes": 0}, "kv_cache_bytes must be >= 1, got 0"),
         ({"max_num_tokens": 8, "max_num_seqs": 16}, r"max_num_tokens must be >= max_num_seqs \(16\), got 8"),
         ({"activation_bits": 4}, "activation_bits must be 14 or 8, got 4"),
-        ({"kv_dtype": "fp8"}, "kv_dtype must be one of auto, f32, bf16, got 'fp8'"),
+        ({"kv_dtype": "fp8"}, "kv_dtype must be one of auto, f32, bf16, int8, got 'fp8'"),
         ({"policy": "lifo"}, "policy must be one of fcfs, got 'lifo'"),
         ({"on_loss": "pray"}, "on_loss must be one of respawn, shrink, got 'pray'"),
         ({"heartbeat_s": 0.5}, r"heartbeat_s must be in \[1, 3600\], got 0.5"),

@@ -72,7 +72,7 @@ class KvCache:
         """keys [n, K, E] fp32"""
         if self.k.dtype == torch.uint8:
             codes, scales = quantise(mix(keys.float()))
-            self._key_codes()[block, :, :, lane] = codes.unflatten(2, (-1, NUM_TOGETHER))
+            self._key_codes()[block, :, :, lane] = codes.view(*codes.shape[:2], -1, NUM_TOGETHER)
             self._scales()[block, :, 0, lane] = scales.squeeze(-1)
             return
         keys = keys.to(self.k.dtype)
@@ -102,12 +102,12 @@ class KvCache:
     def _key_codes(self) -> Tensor:
         """[B, K, E / 4, P, 4], a view"""
         num_codes = BLOCK_SIZE * self.v.shape[3]
-        return self.k[..., :num_codes].unflatten(-1, (-1, BLOCK_SIZE, NUM_TOGETHER))
+        return self.k[..., :num_codes].view(*self.k.shape[:2], -1, BLOCK_SIZE, NUM_TOGETHER)
 
     def _scales(self) -> Tensor:
         """[B, K, 2, P] bf16, a view"""
         num_codes = BLOCK_SIZE * self.v.shape[3]
-        return self.k[..., num_codes:].view(torch.bfloat16).unflatten(-1, (2, BLOCK_SIZE))
+        return self.k[..., num_codes:].view(torch.bfloat16).view(*self.k.shape[:2], 2, BLOCK_SIZE)
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,6 +41,15 @@ def test_reads_columns_of_a_wider_matrix(generator: torch.Generator) -> None:
     torch.testing.assert_close(case.cache.k, slow.k, rtol=0, atol=0, equal_nan=True)
 
 
+def test_a_gpus_backend_refuses_codes_and_says_what_it_keeps(
+    generator: torch.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = make_case(generator, (5,), num_heads=2, num_kv_heads=2, head_dim=8, dtype=torch.uint8)
+    monkeypatch.setenv("FASTSERVE_BACKEND", "triton")
+    with pytest.raises(ValueError, match=r"cache\.v must be contiguous float32 or bfloat16 or float16 \["):
+        fastserve.ops.store_kv(case.k, case.v, case.cache, case.index)
+
+
 def test_passes_opcheck(generator: torch.Generator) -> None:
     case = make_case(generator, (5,), num_heads=2, num_kv_heads=2, head_dim=4)
     case.cache.k.zero_()  # opcheck compares what is mutated, and NaN never equals NaN
