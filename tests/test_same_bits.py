@@ -105,7 +105,7 @@ class House:
 
 @pytest.mark.parametrize("devices", [1, 2])
 def test_keys_and_values_of_8_bits_change_nothing_of_that(devices: int, short_model: Path) -> None:
-    path, int8 = str(short_model), {"devices": devices, "kv_dtype": "int8"}
+    path, int8 = str(short_model), {"devices": devices, "num_threads": 1, "kv_dtype": "int8"}
     prompts, params = (*SHORT_PROMPTS[:12], PROMPTS[-1]), greedy(max_tokens=48)
     with LLM(path, **LIMITS, **int8) as llm:
         together = [bits(output) for output in llm.generate(prompts, params)]
