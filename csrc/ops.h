@@ -149,6 +149,12 @@ struct StoreKvArgs {
     int32_t rows;
 };
 
+// rotary, then store_kv of the k that it turned.
+struct RotaryStoreKvArgs {
+    RotaryArgs rotary;
+    StoreKvArgs store;
+};
+
 // out[t, h] = softmax(q[t, h] . keys[0..positions[t]] * scale) values; query head h reads KV head
 // kv_of_head[h].
 struct PagedAttentionArgs {
@@ -322,6 +328,7 @@ struct OpTable {
     void (*matmul)(const MatmulArgs&, const Worker&);
     void (*rotary)(const RotaryArgs&, const Worker&);
     void (*store_kv)(const StoreKvArgs&, const Worker&);
+    void (*rotary_store_kv)(const RotaryStoreKvArgs&, const Worker&);
     void (*paged_attention)(const PagedAttentionArgs&, const Worker&);
     void (*silu_mul)(const SiluMulArgs&, const Worker&);
     void (*select_rows)(const SelectRowsArgs&, const Worker&);

@@ -96,21 +96,38 @@ void add_matmul_all_reduce(Program& p, const py::tuple& x, const PackedBuffer& w
     p.append({Rows::tokens, args});
 }
 
-void add_rotary(Program& p, const py::tuple& q, const py::tuple& k, std::vector<float> inv_freq,
-                int num_heads, int num_kv_heads, int head_dim) {
+RotaryArgs rotary_args(Program& p, const py::tuple& q, const py::tuple& k, std::vector<float> inv_freq,
+                       int num_heads, int num_kv_heads, int head_dim) {
     const Buffer qb = buffer_of(q), kb = buffer_of(k);
     const int rotary_dim = 2 * static_cast<int>(inv_freq.size());
-    p.append({Rows::tokens, RotaryArgs{.q = p.buffer(qb.offset),
-                                       .ldq = qb.ld,
-                                       .k = p.buffer(kb.offset),
-                                       .ldk = kb.ld,
-                                       .positions = p.slots().kv_index(0).positions,
-                                       .inv_freq = p.keep(std::move(inv_freq)),
-                                       .rows = 0,
-                                       .num_heads = num_heads,
-                                       .num_kv_heads = num_kv_heads,
-                                       .head_dim = head_dim,
-                                       .rotary_dim = rotary_dim}});
+    return {.q = p.buffer(qb.offset),
+            .ldq = qb.ld,
+            .k = p.buffer(kb.offset),
+            .ldk = kb.ld,
+            .positions = p.slots().kv_index(0).positions,
+            .inv_freq = p.keep(std::move(inv_freq)),
+            .rows = 0,
+            .num_heads = num_heads,
+            .num_kv_heads = num_kv_heads,
+            .head_dim = head_dim,
+            .rotary_dim = rotary_dim};
+}
+
+StoreKvArgs store_kv_args(Program& p, const py::tuple& k, const py::tuple& v, const KvCache& cache,
+                          int group) {
+    const Buffer kb = buffer_of(k), vb = buffer_of(v);
+    return {.k = p.buffer(kb.offset),
+            .ldk = kb.ld,
+            .v = p.buffer(vb.offset),
+            .ldv = vb.ld,
+            .cache = cache,
+            .index = p.slots().kv_index(group),
+            .rows = 0};
+}
+
+void add_rotary(Program& p, const py::tuple& q, const py::tuple& k, std::vector<float> inv_freq,
+                int num_heads, int num_kv_heads, int head_dim) {
+    p.append({Rows::tokens, rotary_args(p, q, k, std::move(inv_freq), num_heads, num_kv_heads, head_dim)});
 }
 
 KvCache add_kv_cache(Program& p, const std::string& type, int group, int num_kv_heads, int head_dim) {
@@ -119,14 +136,14 @@ KvCache add_kv_cache(Program& p, const std::string& type, int group, int num_kv_
 }
 
 void add_store_kv(Program& p, const py::tuple& k, const py::tuple& v, const KvCache& cache, int group) {
-    const Buffer kb = buffer_of(k), vb = buffer_of(v);
-    p.append({Rows::tokens, StoreKvArgs{.k = p.buffer(kb.offset),
-                                        .ldk = kb.ld,
-                                        .v = p.buffer(vb.offset),
-                                        .ldv = vb.ld,
-                                        .cache = cache,
-                                        .index = p.slots().kv_index(group),
-                                        .rows = 0}});
+    p.append({Rows::tokens, store_kv_args(p, k, v, cache, group)});
+}
+
+void add_rotary_store_kv(Program& p, const py::tuple& q, const py::tuple& k, const py::tuple& v,
+                         std::vector<float> inv_freq, int num_heads, const KvCache& cache, int group) {
+    p.append({Rows::tokens, RotaryStoreKvArgs{rotary_args(p, q, k, std::move(inv_freq), num_heads,
+                                                          cache.num_kv_heads, cache.head_dim),
+                                              store_kv_args(p, k, v, cache, group)}});
 }
 
 void add_paged_attention(Program& p, const py::tuple& q, const KvCache& cache, int group,
@@ -295,6 +312,8 @@ void bind_program(py::module_& m) {
         .def("add_rotary", &add_rotary, py::arg("q"), py::arg("k"), py::arg("inv_freq"), py::arg("num_heads"),
              py::arg("num_kv_heads"), py::arg("head_dim"))
         .def("add_store_kv", &add_store_kv, py::arg("k"), py::arg("v"), py::arg("cache"), py::arg("group"))
+        .def("add_rotary_store_kv", &add_rotary_store_kv, py::arg("q"), py::arg("k"), py::arg("v"),
+             py::arg("inv_freq"), py::arg("num_heads"), py::arg("cache"), py::arg("group"))
         .def("add_paged_attention", &add_paged_attention, py::arg("q"), py::arg("cache"), py::arg("group"),
              py::arg("kv_of_head"), py::arg("scale"), py::arg("window"), py::arg("out"))
         .def("add_silu_mul", &add_silu_mul, py::arg("x"), py::arg("f"), py::arg("out"))

@@ -4,6 +4,8 @@
 // keys with one vector; values are stored as they come, V [B, K, P, E]. As int8, a key and a value have a
 // scale of their own, and four dimensions of a key, and four keys of a value, lie side by side: what one
 // instruction multiplies.
+#include "cpu/store_kv.h"
+
 #include "cpu/hadamard.h"
 #include "cpu/kernels.h"
 #include "cpu/share.h"
@@ -79,26 +81,27 @@ void store_int8(const StoreKvArgs& args, int64_t t, int64_t head, int64_t block,
 
 }  // namespace
 
+void store_head(const StoreKvArgs& args, int64_t t, int64_t head) {
+    const int32_t position = args.index.positions[t];
+    const int64_t slot = args.index.row_slot[t];
+    const int64_t block = args.index.tables[slot * args.index.max_blocks + position / kBlockSize];
+    switch (args.cache.type) {
+        case KvType::f32:
+            store_f32(args, t, head, block, position % kBlockSize);
+            break;
+        case KvType::bf16:
+            store_bf16_pairs(args, t, head, block, position % kBlockSize);
+            break;
+        case KvType::int8:
+            store_int8(args, t, head, block, position % kBlockSize);
+            break;
+    }
+}
+
 void store_kv(const StoreKvArgs& args, const Worker& worker) {
     const int64_t heads = args.cache.num_kv_heads;
     const Share share = share_of(args.rows * heads, worker);
-    for (int64_t item = share.begin; item < share.end; ++item) {
-        const int64_t t = item / heads;
-        const int32_t position = args.index.positions[t];
-        const int64_t slot = args.index.row_slot[t];
-        const int64_t block = args.index.tables[slot * args.index.max_blocks + position / kBlockSize];
-        switch (args.cache.type) {
-            case KvType::f32:
-                store_f32(args, t, item % heads, block, position % kBlockSize);
-                break;
-            case KvType::bf16:
-                store_bf16_pairs(args, t, item % heads, block, position % kBlockSize);
-                break;
-            case KvType::int8:
-                store_int8(args, t, item % heads, block, position % kBlockSize);
-                break;
-        }
-    }
+    for (int64_t item = share.begin; item < share.end; ++item) store_head(args, item / heads, item % heads);
 }
 
 }  // namespace fastserve::FASTSERVE_ISA_NAMESPACE

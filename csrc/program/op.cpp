@@ -11,9 +11,9 @@ namespace fastserve {
 namespace {
 
 // In the order of OpArgs.
-constexpr const char* kOpNames[] = {
-    "embed",       "rms_norm",          "matmul", "rotary", "store_kv", "paged_attention", "silu_mul",
-    "select_rows", "matmul_all_reduce", "sample"};
+constexpr const char* kOpNames[] = {"embed",       "rms_norm",          "matmul",          "rotary",
+                                    "store_kv",    "rotary_store_kv",   "paged_attention", "silu_mul",
+                                    "select_rows", "matmul_all_reduce", "sample"};
 static_assert(std::size(kOpNames) == std::variant_size_v<OpArgs>);
 
 constexpr int64_t kFloatBytes = sizeof(float);
@@ -34,6 +34,15 @@ int64_t token_bytes(const KvCache& cache) {
            kBlockSize;
 }
 
+OpCost cost_of_rotary(const RotaryArgs& a, int64_t rows) {
+    return of_values(rows, 2LL * (a.num_heads + a.num_kv_heads) * a.head_dim, 2);
+}
+
+OpCost cost_of_store(const StoreKvArgs& a, int64_t rows) {
+    const int64_t values = 2LL * a.cache.num_kv_heads * a.cache.head_dim;
+    return {rows * (values * kFloatBytes + token_bytes(a.cache)), 0};
+}
+
 // Rows of a slot that follow each other share what they read of its keys and values.
 OpCost cost_of_attention(const PagedAttentionArgs& a, int64_t rows) {
     const int64_t width = int64_t{a.num_heads} * a.cache.head_dim;
@@ -50,6 +59,10 @@ OpCost cost_of_attention(const PagedAttentionArgs& a, int64_t rows) {
 
 std::string product_shape(const PackedWeight& w) {
     return std::string(weight_type_name(w.type)) + " " + std::to_string(w.n) + "x" + std::to_string(w.k);
+}
+
+std::string rotary_shape(const RotaryArgs& a) {
+    return std::to_string((a.num_heads + a.num_kv_heads) * a.head_dim);
 }
 
 const char* arithmetic_of_weight(WeightType type) {
@@ -73,12 +86,11 @@ OpCost cost_of(const OpArgs& args, int64_t rows) {
             [&](const EmbedArgs& a) { return OpCost{rows * (a.row_bytes + kFloatBytes * a.d), 0}; },
             [&](const RmsNormArgs& a) { return of_values(rows, a.d * (a.x != nullptr ? 4 : 2), 1); },
             [&](const MatmulArgs& a) { return cost_of_matmul(a, rows); },
-            [&](const RotaryArgs& a) {
-                return of_values(rows, 2LL * (a.num_heads + a.num_kv_heads) * a.head_dim, 2);
-            },
-            [&](const StoreKvArgs& a) {
-                const int64_t values = 2LL * a.cache.num_kv_heads * a.cache.head_dim;
-                return OpCost{rows * (values * kFloatBytes + token_bytes(a.cache)), 0};
+            [&](const RotaryArgs& a) { return cost_of_rotary(a, rows); },
+            [&](const StoreKvArgs& a) { return cost_of_store(a, rows); },
+            [&](const RotaryStoreKvArgs& a) {
+                const OpCost rotary = cost_of_rotary(a.rotary, rows), store = cost_of_store(a.store, rows);
+                return OpCost{rotary.num_bytes + store.num_bytes, rotary.num_operations};
             },
             [&](const PagedAttentionArgs& a) { return cost_of_attention(a, rows); },
             [&](const SiluMulArgs& a) { return of_values(rows, 3LL * a.f, 1); },
@@ -95,8 +107,9 @@ std::string shape_of(const OpArgs& args) {
             [](const EmbedArgs& a) { return std::to_string(a.d); },
             [](const RmsNormArgs& a) { return std::to_string(a.d); },
             [](const MatmulArgs& a) { return product_shape(a.w); },
-            [](const RotaryArgs& a) { return std::to_string((a.num_heads + a.num_kv_heads) * a.head_dim); },
+            [](const RotaryArgs& a) { return rotary_shape(a); },
             [](const StoreKvArgs& a) { return std::to_string(a.cache.num_kv_heads * a.cache.head_dim); },
+            [](const RotaryStoreKvArgs& a) { return rotary_shape(a.rotary); },
             [](const PagedAttentionArgs& a) {
                 return std::string(kv_type_name(a.cache.type)) + " " + std::to_string(a.num_heads) + "x" +
                        std::to_string(a.cache.head_dim);

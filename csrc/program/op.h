@@ -20,8 +20,8 @@ Overloaded(Fs...) -> Overloaded<Fs...>;
 // What the row count of an op follows.
 enum class Rows : int32_t { tokens, samples };
 
-using OpArgs = std::variant<EmbedArgs, RmsNormArgs, MatmulArgs, RotaryArgs, StoreKvArgs, PagedAttentionArgs,
-                            SiluMulArgs, SelectRowsArgs, MatmulAllReduceArgs, SampleArgs>;
+using OpArgs = std::variant<EmbedArgs, RmsNormArgs, MatmulArgs, RotaryArgs, StoreKvArgs, RotaryStoreKvArgs,
+                            PagedAttentionArgs, SiluMulArgs, SelectRowsArgs, MatmulAllReduceArgs, SampleArgs>;
 
 struct Op {
     Rows rows;

@@ -82,6 +82,10 @@ void Program::run(const Op& op, const Worker& worker) {
                    [&](const MatmulArgs& a) { table.matmul(with_rows(a), worker); },
                    [&](const RotaryArgs& a) { table.rotary(with_rows(a), worker); },
                    [&](const StoreKvArgs& a) { table.store_kv(with_rows(a), worker); },
+                   [&](RotaryStoreKvArgs a) {
+                       a.rotary.rows = a.store.rows = rows;
+                       table.rotary_store_kv(a, worker);
+                   },
                    [&](const PagedAttentionArgs& a) { table.paged_attention(with_rows(a), worker); },
                    [&](const SiluMulArgs& a) { table.silu_mul(with_rows(a), worker); },
                    [&](const SelectRowsArgs& a) { table.select_rows(with_rows(a), worker); },
