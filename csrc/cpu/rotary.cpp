@@ -47,15 +47,6 @@ void find_rotation(const RotaryArgs& args, int64_t t, Rotation* rotation) {
         sin_cos(position * static_cast<double>(args.inv_freq[i]), &rotation->sines[i], &rotation->cosines[i]);
 }
 
-void turn(const Rotation& rotation, float* x) {
-    const float *sines = rotation.sines, *cosines = rotation.cosines;
-    for (int32_t i = 0; i < rotation.num_pairs; ++i) {
-        const float a = x[2 * i], b = x[2 * i + 1];
-        x[2 * i] = a * cosines[i] - b * sines[i];
-        x[2 * i + 1] = a * sines[i] + b * cosines[i];
-    }
-}
-
 void rotary(const RotaryArgs& args, const Worker& worker) {
     const Share share = share_of(args.rows, worker);
     Rotation rotation;
