@@ -5,7 +5,7 @@
 //
 // Values: in a partition, e^(score - highest) of a key times the scale of its values is what its codes are
 // multiplied with, in 14 bits of the largest such product of the partition. What is smaller than half a step,
-// a 16,000th, is lost; all that is lost together is below 1.6 % of what the partition gives.
+// a 16,000th, is lost; all that is lost together is below 1.6 % of the largest product.
 //
 // Memory beyond a query's keys holds codes, which a weight of 0 ends, and scales, which lanes of others never
 // meet.
@@ -21,6 +21,12 @@ constexpr int32_t kBytes = 4;  // that one multiplication adds to a lane: dimens
 constexpr float kSmallestStep = 1e-37f;  // below, values are as good as 0, and 1 / step is not finite
 constexpr float kNan = __builtin_nanf("");
 constexpr int32_t kInfinity = 0x7f800000;  // as integers, NaN lies above
+
+// As accumulators_per_query, but for many queries fewer: digits of each lie in a register too.
+constexpr int32_t sums_per_query(int32_t num_queries) {
+    const int32_t most = num_queries <= 3 ? 4 : 2, fit = accumulators_per_query<Vec>(num_queries);
+    return fit < most ? fit : most;
+}
 
 // A query's weights in a partition.
 struct Weights {
@@ -194,7 +200,7 @@ void multiply_values(const Weights* weights, const uint8_t* const* v, int32_t fi
 template <int kQueries>
 void multiply_all_values(const Weights* weights, const uint8_t* const* v, int32_t first, int32_t end,
                          int32_t e, float (*parts)[kMaxHeadDim]) {
-    constexpr int32_t kVecs = accumulators_per_query<Vec>(kQueries);
+    constexpr int32_t kVecs = sums_per_query(kQueries);
     int32_t d = 0;
     for (; d + kVecs * kLanes <= e; d += kVecs * kLanes)
         multiply_values<kQueries, kVecs>(weights, v, first, end, e, d, parts);
@@ -217,7 +223,7 @@ void attend_together(const Partition<uint8_t>& partition, int32_t e, float scale
         begin = seen[j].begin < begin ? seen[j].begin : begin;
         end = seen[j].end > end ? seen[j].end : end;
     }
-    constexpr int32_t kBlocks = accumulators_per_query<Vec>(kQueries);
+    constexpr int32_t kBlocks = sums_per_query(kQueries);
     const int32_t first_block = begin / kBlockSize, end_block = (end + kBlockSize - 1) / kBlockSize;
     int32_t b = first_block;
     for (; b + kBlocks <= end_block; b += kBlocks)
@@ -234,9 +240,10 @@ void attend_together(const Partition<uint8_t>& partition, int32_t e, float scale
 }  // namespace
 
 void load_query(const float* q, int32_t e, Operand<uint8_t>* to) {
-    alignas(64) float mixed[kMaxHeadDim + kLanes] = {};
+    alignas(64) float mixed[kMaxHeadDim + kLanes];
     mix(q, e, mixed);
-    VecI largest = zero_i();  // magnitudes are ordered as integers, and NaN is above all
+    store(mixed + e, zero());  // the lanes behind the last dimension
+    VecI largest = zero_i();   // magnitudes are ordered as integers, and NaN is above all
     for (int32_t d = 0; d < e; d += kLanes) largest = max(largest, as_int(abs(load(mixed + d))));
     const int32_t magnitude = reduce_max(largest);
     if (magnitude >= kInfinity) {
