@@ -29,9 +29,9 @@ void team_barrier(const Worker& worker);
 
 constexpr int32_t kBlockSize = 16;       // P: keys per KV block = lanes of one vector of scores
 constexpr int32_t kPartitionSize = 256;  // keys per attention partition, at absolute positions
-constexpr int32_t kMaxHeadDim = 256;
-constexpr int32_t kPanel = 16;       // output columns interleaved in a packed weight
-constexpr int32_t kQuantBlock = 32;  // weights (along K) that share a scale
+constexpr int32_t kMaxHeadDim = 256;     // largest E that the kernels have room for
+constexpr int32_t kPanel = 16;           // output columns interleaved in a packed weight
+constexpr int32_t kQuantBlock = 32;      // weights (along K) that share a scale
 
 // A weight matrix [N, K], packed. Panels of 16 columns (N padded with zeros), each panel contiguous and read
 // strictly in sequence; lane = column. Within a panel, along K:
@@ -115,6 +115,8 @@ struct KvCache {
     int32_t num_blocks, num_kv_heads, head_dim;
 };
 
+constexpr int64_t kKvScaleBytes = 2 * 2 * kBlockSize;  // int8: a bfloat16 for each key and each value
+
 // Of one KV head's keys and values in a block.
 constexpr int64_t key_block_bytes(KvType type, int64_t head_dim) {
     const int64_t num_values = kBlockSize * head_dim;
@@ -124,7 +126,7 @@ constexpr int64_t key_block_bytes(KvType type, int64_t head_dim) {
         case KvType::bf16:
             return 2 * num_values;
         default:
-            return num_values + 2 * 2 * kBlockSize;
+            return num_values + kKvScaleBytes;
     }
 }
 constexpr int64_t value_block_bytes(KvType type, int64_t head_dim) {
@@ -149,7 +151,7 @@ struct StoreKvArgs {
     int32_t rows;
 };
 
-// rotary, then store_kv of the k that it turned.
+// rotary, then store_kv of the k that it turned: what a recorder makes of the two.
 struct RotaryStoreKvArgs {
     RotaryArgs rotary;
     StoreKvArgs store;
