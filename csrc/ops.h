@@ -29,6 +29,7 @@ void team_barrier(const Worker& worker);
 
 constexpr int32_t kBlockSize = 16;       // P: keys per KV block = lanes of one vector of scores
 constexpr int32_t kPartitionSize = 256;  // keys per attention partition, at absolute positions
+constexpr int32_t kMaxHeadDim = 256;     // largest E that the kernels have room for
 constexpr int32_t kPanel = 16;           // output columns interleaved in a packed weight
 constexpr int32_t kQuantBlock = 32;      // weights (along K) that share a scale
 
@@ -99,16 +100,38 @@ struct RotaryArgs {
     int32_t rows, num_heads, num_kv_heads, head_dim, rotary_dim;
 };
 
-enum class KvType : int32_t { f32, bf16 };
+enum class KvType : int32_t { f32, bf16, int8 };
 
-// KV blocks of one layer: K is [B, K, E, P] for f32 and [B, K, E/2, P, 2] for bf16 (lane = key); V is [B, K,
-// P, E].
+// KV blocks of one layer, lane = key in K:
+//   f32   K [B, K, E, P], V [B, K, P, E]
+//   bf16  K [B, K, E/2, P, 2], V [B, K, P, E]
+//   int8  K [B, K] of {[E/4, P, 4] u8, then [2, P] bfloat16: the scales of the keys and of the values},
+//         V [B, K, P/4, E, 4] u8; E a multiple of 4. Values are scale * (u - 128), keys so too, once their
+//         dimensions are mixed (cpu/hadamard.h)
 struct KvCache {
     void* k;
     void* v;
     KvType type;
     int32_t num_blocks, num_kv_heads, head_dim;
 };
+
+constexpr int64_t kKvScaleBytes = 2 * 2 * kBlockSize;  // int8: a bfloat16 for each key and each value
+
+// Of one KV head's keys and values in a block.
+constexpr int64_t key_block_bytes(KvType type, int64_t head_dim) {
+    const int64_t num_values = kBlockSize * head_dim;
+    switch (type) {
+        case KvType::f32:
+            return 4 * num_values;
+        case KvType::bf16:
+            return 2 * num_values;
+        default:
+            return num_values + kKvScaleBytes;
+    }
+}
+constexpr int64_t value_block_bytes(KvType type, int64_t head_dim) {
+    return type == KvType::int8 ? kBlockSize * head_dim : key_block_bytes(type, head_dim);
+}
 
 // Which KV blocks a row reads: position p of row t lies in block tables[row_slot[t] * max_blocks + p / P].
 struct KvIndex {
@@ -126,6 +149,12 @@ struct StoreKvArgs {
     KvCache cache;
     KvIndex index;
     int32_t rows;
+};
+
+// rotary, then store_kv of the k that it turned: what a recorder makes of the two.
+struct RotaryStoreKvArgs {
+    RotaryArgs rotary;
+    StoreKvArgs store;
 };
 
 // out[t, h] = softmax(q[t, h] . keys[0..positions[t]] * scale) values; query head h reads KV head
@@ -301,6 +330,7 @@ struct OpTable {
     void (*matmul)(const MatmulArgs&, const Worker&);
     void (*rotary)(const RotaryArgs&, const Worker&);
     void (*store_kv)(const StoreKvArgs&, const Worker&);
+    void (*rotary_store_kv)(const RotaryStoreKvArgs&, const Worker&);
     void (*paged_attention)(const PagedAttentionArgs&, const Worker&);
     void (*silu_mul)(const SiluMulArgs&, const Worker&);
     void (*select_rows)(const SelectRowsArgs&, const Worker&);

@@ -151,6 +151,8 @@ class SlotTable:
     ) -> None: ...
     def encode_result(self, elapsed_us: int) -> bytes: ...
 
+def kv_block_bytes(type: str, num_kv_heads: int, head_dim: int) -> int: ...
+
 class KvCache:
     num_blocks: int
 
@@ -196,6 +198,16 @@ class Program:
         self, q: Address, k: Address, inv_freq: list[float], num_heads: int, num_kv_heads: int, head_dim: int
     ) -> None: ...
     def add_store_kv(self, k: Address, v: Address, cache: KvCache, group: int) -> None: ...
+    def add_rotary_store_kv(
+        self,
+        q: Address,
+        k: Address,
+        v: Address,
+        inv_freq: list[float],
+        num_heads: int,
+        cache: KvCache,
+        group: int,
+    ) -> None: ...
     def add_paged_attention(
         self,
         q: Address,

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-KvDtype = Literal["auto", "f32", "bf16"]
+KvDtype = Literal["auto", "f32", "bf16", "int8"]
 PolicyName = Literal["fcfs"]
 Speculation = Literal["auto", "off"]
 OnLoss = Literal["respawn", "shrink"]
@@ -59,6 +59,8 @@ class EngineConfig:
     max_num_seqs: int = 64  # requests that run at a time
     max_model_len: int | None = None  # None: the model's own context length
     kv_cache_bytes: int | None = None  # of the whole group; None: chosen from free memory
+    # auto: bf16, f32 where all weights are. int8, on CPUs: nearly twice as many tokens as bf16 in the same memory,
+    # logits move by some 4 % instead of 2 %.
     kv_dtype: KvDtype = "auto"
     # On CPUs, of the codes that quantised weights are multiplied with. 8, as other engines have it: prefill and batches
     # take about two thirds of the time, logits move by some 10 % instead of 1 %, and answers differ more between device

@@ -21,7 +21,7 @@ def test_defaults_are_valid() -> None:
         ({"max_step_ms": 0}, "max_step_ms must be > 0, got 0"),
         ({"max_step_ms": float("nan")}, "max_step_ms must be > 0, got nan"),
         ({"activation_bits": 4}, "activation_bits must be 14 or 8, got 4"),
-        ({"kv_dtype": "fp8"}, "kv_dtype must be one of auto, f32, bf16, got 'fp8'"),
+        ({"kv_dtype": "fp8"}, "kv_dtype must be one of auto, f32, bf16, int8, got 'fp8'"),
         ({"policy": "lifo"}, "policy must be one of fcfs, got 'lifo'"),
         ({"on_loss": "pray"}, "on_loss must be one of respawn, shrink, got 'pray'"),
         ({"heartbeat_s": 0.5}, r"heartbeat_s must be in \[1, 3600\], got 0.5"),

@@ -103,6 +103,26 @@ class House:
         self.beginnings = [answer[:FEW_TOKENS] for answer in self.together]
 
 
+@pytest.mark.parametrize("devices", [1, 2])
+def test_keys_and_values_of_8_bits_change_nothing_of_that(devices: int, short_model: Path) -> None:
+    path, int8 = str(short_model), {"devices": devices, "num_threads": 1, "kv_dtype": "int8"}
+    prompts, params = (*SHORT_PROMPTS[:12], PROMPTS[-1]), greedy(max_tokens=48)
+    with LLM(path, **LIMITS, **int8) as llm:
+        together = [bits(output) for output in llm.generate(prompts, params)]
+        (alone,) = llm.generate(prompts[-1], params)
+    # 20 blocks of two layers with four KV heads: what one request may need.
+    with LLM(path, **(TIGHT_LIMITS | {"kv_cache_bytes": 20 * 2 * 4 * 2112}), **int8) as llm:
+        tight = [bits(output) for output in llm.generate(prompts, params)]
+        preemptions = llm._engine.metrics.registry.get_sample_value("fastserve_num_preemptions_total")
+    with LLM(path, speculation="off", **LIMITS, **int8) as llm:
+        without_drafts = [bits(output) for output in llm.generate(prompts, params)]
+
+    assert bits(alone) == together[-1]
+    assert preemptions  # else nothing was recomputed
+    assert tight == together
+    assert without_drafts == together
+
+
 @pytest.fixture(scope="module", params=[1, 2, 3, 4], ids=lambda devices: f"{devices} devices")
 def house(request: pytest.FixtureRequest, smollm2_path: Path) -> Iterator[House]:
     house = House(smollm2_path, request.param)

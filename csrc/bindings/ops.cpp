@@ -14,6 +14,7 @@
 #include "bindings/op_runner.h"
 #include "cpu/dispatch.h"
 #include "ops.h"
+#include "program/kv_type.h"
 #include "ring/exchange.h"
 #include "weights/packed_layout.h"
 #include "weights/packing.h"
@@ -54,10 +55,6 @@ void check_index(const KvIndex& index, int32_t rows, int32_t num_slots, int32_t 
         const int32_t* table = index.tables + int64_t{index.row_slot[t]} * index.max_blocks;
         check_ids("index.tables", table + first, position / kBlockSize - first + 1, num_blocks);
     }
-}
-
-KvType kv_type(bool bf16) {
-    return bf16 ? KvType::bf16 : KvType::f32;
 }
 
 void embed(Address token_ids, Address table, int64_t num_rows, int32_t gguf_type, int64_t row_bytes,
@@ -142,33 +139,36 @@ void rotary(Address q, int64_t ldq, Address k, int64_t ldk, Address positions, A
                                               .rotary_dim = rotary_dim});
 }
 
-void store_kv(Address k, int64_t ldk, Address v, int64_t ldv, Address k_cache, Address v_cache, bool bf16,
-              int32_t num_blocks, int32_t num_kv_heads, int32_t head_dim, Address row_slot, Address positions,
-              Address tables, int32_t num_slots, int32_t max_blocks, int32_t rows) {
+void store_kv(Address k, int64_t ldk, Address v, int64_t ldv, Address k_cache, Address v_cache,
+              const std::string& type, int32_t num_blocks, int32_t num_kv_heads, int32_t head_dim,
+              Address row_slot, Address positions, Address tables, int32_t num_slots, int32_t max_blocks,
+              int32_t rows) {
     const KvIndex index{at<int32_t>(row_slot), at<int32_t>(positions), at<int32_t>(tables), max_blocks};
     check_index(index, rows, num_slots, num_blocks, 1);
-    runner().run(&OpTable::store_kv, StoreKvArgs{.k = at<float>(k),
-                                                 .ldk = ldk,
-                                                 .v = at<float>(v),
-                                                 .ldv = ldv,
-                                                 .cache = {at<void>(k_cache), at<void>(v_cache),
-                                                           kv_type(bf16), num_blocks, num_kv_heads, head_dim},
-                                                 .index = index,
-                                                 .rows = rows});
+    runner().run(&OpTable::store_kv,
+                 StoreKvArgs{.k = at<float>(k),
+                             .ldk = ldk,
+                             .v = at<float>(v),
+                             .ldv = ldv,
+                             .cache = {at<void>(k_cache), at<void>(v_cache), find_kv_type(type), num_blocks,
+                                       num_kv_heads, head_dim},
+                             .index = index,
+                             .rows = rows});
 }
 
-void paged_attention(Address q, int64_t ldq, Address k_cache, Address v_cache, bool bf16, int32_t num_blocks,
-                     int32_t num_kv_heads, int32_t head_dim, Address row_slot, Address positions,
-                     Address tables, int32_t num_slots, int32_t max_blocks, Address kv_of_head, int32_t rows,
-                     int32_t num_heads, float scale, int32_t window, Address out, int64_t ldo) {
+void paged_attention(Address q, int64_t ldq, Address k_cache, Address v_cache, const std::string& type,
+                     int32_t num_blocks, int32_t num_kv_heads, int32_t head_dim, Address row_slot,
+                     Address positions, Address tables, int32_t num_slots, int32_t max_blocks,
+                     Address kv_of_head, int32_t rows, int32_t num_heads, float scale, int32_t window,
+                     Address out, int64_t ldo) {
     const KvIndex index{at<int32_t>(row_slot), at<int32_t>(positions), at<int32_t>(tables), max_blocks};
     check_index(index, rows, num_slots, num_blocks, window);
     check_ids("kv_of_head", at<int32_t>(kv_of_head), num_heads, num_kv_heads);
     runner().run(&OpTable::paged_attention,
                  PagedAttentionArgs{.q = at<float>(q),
                                     .ldq = ldq,
-                                    .cache = {at<void>(k_cache), at<void>(v_cache), kv_type(bf16), num_blocks,
-                                              num_kv_heads, head_dim},
+                                    .cache = {at<void>(k_cache), at<void>(v_cache), find_kv_type(type),
+                                              num_blocks, num_kv_heads, head_dim},
                                     .index = index,
                                     .kv_of_head = at<int32_t>(kv_of_head),
                                     .rows = rows,

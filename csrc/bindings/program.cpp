@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "bindings/bindings.h"
+#include "program/kv_type.h"
 #include "program/worker_loop.h"
 #include "ring/exchange.h"
 #include "weights/packed_buffer.h"
@@ -95,39 +96,54 @@ void add_matmul_all_reduce(Program& p, const py::tuple& x, const PackedBuffer& w
     p.append({Rows::tokens, args});
 }
 
-void add_rotary(Program& p, const py::tuple& q, const py::tuple& k, std::vector<float> inv_freq,
-                int num_heads, int num_kv_heads, int head_dim) {
+RotaryArgs rotary_args(Program& p, const py::tuple& q, const py::tuple& k, std::vector<float> inv_freq,
+                       int num_heads, int num_kv_heads, int head_dim) {
     const Buffer qb = buffer_of(q), kb = buffer_of(k);
     const int rotary_dim = 2 * static_cast<int>(inv_freq.size());
-    p.append({Rows::tokens, RotaryArgs{.q = p.buffer(qb.offset),
-                                       .ldq = qb.ld,
-                                       .k = p.buffer(kb.offset),
-                                       .ldk = kb.ld,
-                                       .positions = p.slots().kv_index(0).positions,
-                                       .inv_freq = p.keep(std::move(inv_freq)),
-                                       .rows = 0,
-                                       .num_heads = num_heads,
-                                       .num_kv_heads = num_kv_heads,
-                                       .head_dim = head_dim,
-                                       .rotary_dim = rotary_dim}});
+    return {.q = p.buffer(qb.offset),
+            .ldq = qb.ld,
+            .k = p.buffer(kb.offset),
+            .ldk = kb.ld,
+            .positions = p.slots().kv_index(0).positions,
+            .inv_freq = p.keep(std::move(inv_freq)),
+            .rows = 0,
+            .num_heads = num_heads,
+            .num_kv_heads = num_kv_heads,
+            .head_dim = head_dim,
+            .rotary_dim = rotary_dim};
+}
+
+StoreKvArgs store_kv_args(Program& p, const py::tuple& k, const py::tuple& v, const KvCache& cache,
+                          int group) {
+    const Buffer kb = buffer_of(k), vb = buffer_of(v);
+    return {.k = p.buffer(kb.offset),
+            .ldk = kb.ld,
+            .v = p.buffer(vb.offset),
+            .ldv = vb.ld,
+            .cache = cache,
+            .index = p.slots().kv_index(group),
+            .rows = 0};
+}
+
+void add_rotary(Program& p, const py::tuple& q, const py::tuple& k, std::vector<float> inv_freq,
+                int num_heads, int num_kv_heads, int head_dim) {
+    p.append({Rows::tokens, rotary_args(p, q, k, std::move(inv_freq), num_heads, num_kv_heads, head_dim)});
 }
 
 KvCache add_kv_cache(Program& p, const std::string& type, int group, int num_kv_heads, int head_dim) {
-    if (type != "f32" && type != "bf16")
-        throw py::value_error("KV type must be 'f32' or 'bf16', got '" + type + "'");
     const int num_blocks = p.slots().limits().num_blocks.at(group);
-    return p.add_kv_cache(type == "f32" ? KvType::f32 : KvType::bf16, num_blocks, num_kv_heads, head_dim);
+    return p.add_kv_cache(find_kv_type(type), num_blocks, num_kv_heads, head_dim);
 }
 
 void add_store_kv(Program& p, const py::tuple& k, const py::tuple& v, const KvCache& cache, int group) {
-    const Buffer kb = buffer_of(k), vb = buffer_of(v);
-    p.append({Rows::tokens, StoreKvArgs{.k = p.buffer(kb.offset),
-                                        .ldk = kb.ld,
-                                        .v = p.buffer(vb.offset),
-                                        .ldv = vb.ld,
-                                        .cache = cache,
-                                        .index = p.slots().kv_index(group),
-                                        .rows = 0}});
+    p.append({Rows::tokens, store_kv_args(p, k, v, cache, group)});
+}
+
+void add_rotary_store_kv(Program& p, const py::tuple& q, const py::tuple& k, const py::tuple& v,
+                         std::vector<float> inv_freq, int num_heads, const KvCache& cache, int group) {
+    p.append({Rows::tokens, RotaryStoreKvArgs{rotary_args(p, q, k, std::move(inv_freq), num_heads,
+                                                          cache.num_kv_heads, cache.head_dim),
+                                              store_kv_args(p, k, v, cache, group)}});
 }
 
 void add_paged_attention(Program& p, const py::tuple& q, const KvCache& cache, int group,
@@ -249,6 +265,14 @@ void bind_program(py::module_& m) {
         return matmul_scratch_bytes(w.view().type, rows, w.view().k);
     });
     m.def("sample_scratch_bytes", &sample_scratch_bytes);
+    m.def(
+        "kv_block_bytes",
+        [](const std::string& type, int64_t num_kv_heads, int64_t head_dim) {
+            const KvType found = find_kv_type(type);
+            return num_kv_heads * (key_block_bytes(found, head_dim) + value_block_bytes(found, head_dim));
+        },
+        py::arg("type"), py::arg("num_kv_heads"), py::arg("head_dim"),
+        "Of a layer's keys and values. Raises ValueError for an unknown type.");
     py::class_<KvCache>(m, "KvCache").def_readonly("num_blocks", &KvCache::num_blocks);
     py::class_<Program, std::shared_ptr<Program>>(m, "Program")
         .def(py::init([](int max_tokens, int max_samples, int num_slots, int max_blocks, int vocab_size,
@@ -288,6 +312,8 @@ void bind_program(py::module_& m) {
         .def("add_rotary", &add_rotary, py::arg("q"), py::arg("k"), py::arg("inv_freq"), py::arg("num_heads"),
              py::arg("num_kv_heads"), py::arg("head_dim"))
         .def("add_store_kv", &add_store_kv, py::arg("k"), py::arg("v"), py::arg("cache"), py::arg("group"))
+        .def("add_rotary_store_kv", &add_rotary_store_kv, py::arg("q"), py::arg("k"), py::arg("v"),
+             py::arg("inv_freq"), py::arg("num_heads"), py::arg("cache"), py::arg("group"))
         .def("add_paged_attention", &add_paged_attention, py::arg("q"), py::arg("cache"), py::arg("group"),
              py::arg("kv_of_head"), py::arg("scale"), py::arg("window"), py::arg("out"))
         .def("add_silu_mul", &add_silu_mul, py::arg("x"), py::arg("f"), py::arg("out"))

@@ -10,6 +10,7 @@ void rms_norm(const RmsNormArgs& args, const Worker& worker);
 void matmul(const MatmulArgs& args, const Worker& worker);
 void rotary(const RotaryArgs& args, const Worker& worker);
 void store_kv(const StoreKvArgs& args, const Worker& worker);
+void rotary_store_kv(const RotaryStoreKvArgs& args, const Worker& worker);
 void paged_attention(const PagedAttentionArgs& args, const Worker& worker);
 void silu_mul(const SiluMulArgs& args, const Worker& worker);
 void select_rows(const SelectRowsArgs& args, const Worker& worker);

@@ -14,6 +14,7 @@ const OpTable table = {
     .matmul = matmul,
     .rotary = rotary,
     .store_kv = store_kv,
+    .rotary_store_kv = rotary_store_kv,
     .paged_attention = paged_attention,
     .silu_mul = silu_mul,
     .select_rows = select_rows,

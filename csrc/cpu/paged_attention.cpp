@@ -16,6 +16,8 @@
 // Memory beyond a query's keys may hold anything (stale, or later tokens, or NaN): scores there are computed
 // lane by lane and replaced by -inf before they meet another lane; values there are not multiplied, not even
 // by 0.
+#include "cpu/paged_attention.h"
+
 #include "cpu/kernels.h"
 #include "cpu/simd.h"
 
@@ -23,49 +25,17 @@ namespace fastserve::FASTSERVE_ISA_NAMESPACE {
 
 namespace {
 
-constexpr int32_t kMaxHeadDim = 256;
 constexpr int32_t kTileRows = 8;
-constexpr int32_t kMaxQueries = 32;  // of one pass: 32 KB of running values, half of L1 at head dim 256
-constexpr int32_t kRegisterQueries = kNumRegisters < 32 ? 4 : 6;  // that share a loaded vector
-constexpr int32_t kPartitionBlocks = kPartitionSize / kBlockSize;
 constexpr int64_t kRowCost = 32;  // a row's fixed cost, in keys
 
-// Accumulators beside one query: 16 Vecs in all where a Vec is one register of 32; where it is two of 16, at
-// most 6, so that nothing spills.
-template <class V>
-constexpr int32_t accumulators_per_query(int32_t num_queries) {
-    if constexpr (requires(V a) { a.v; }) return 4;
-    return num_queries == 1 ? 4 : num_queries < 4 ? 2 : 1;
+// Float is the element of a cache of floats: float, or uint16_t for bfloat16. Codes are multiplied in
+// paged_attention_int8.cpp.
+
+void load_query(const float* q, int32_t e, Operand<float>* to) {
+    __builtin_memcpy(to->q, q, sizeof(float) * static_cast<size_t>(e));
 }
-
-struct Query {
-    int32_t begin, end;  // positions of the keys it sees
-    float* out;
-    float highest, sum;  // of the partitions so far
-};
-
-// Float is the cache's element: float, or uint16_t for bfloat16.
-template <class Float>
-struct Pass {
-    Query queries[kMaxQueries];
-    int32_t num_queries;
-    alignas(64) float values[kMaxQueries][kMaxHeadDim];  // running weighted sums
-    alignas(64) Float q[kMaxQueries][kMaxHeadDim];
-};
-
-// The blocks of one partition for one KV head.
-template <class Float>
-struct Partition {
-    int32_t begin;  // position of its first key
-    const Float* k[kPartitionBlocks];
-    const Float* v[kPartitionBlocks];
-};
-
-void load_query(const float* q, int32_t e, float* out) {
-    __builtin_memcpy(out, q, sizeof(float) * static_cast<size_t>(e));
-}
-void load_query(const float* q, int32_t e, uint16_t* out) {
-    for (int32_t i = 0; i < e; ++i) out[i] = to_bf16(q[i]);
+void load_query(const float* q, int32_t e, Operand<uint16_t>* to) {
+    for (int32_t i = 0; i < e; ++i) to->q[i] = to_bf16(q[i]);
 }
 
 // What one multiplication adds to a lane: of scores so many dimensions, of values so many keys. Pairs of bf16
@@ -221,26 +191,10 @@ void add_all_values(const Float* const* weights, const Float* const* v, int32_t 
     for (int j = 0; j < kQueries; ++j) add_value_tail(weights[j], v, begin, end, e, values[j]);
 }
 
-// The running (highest, sum, values) and a partition's, brought to one maximum and added.
-void merge(Query* query, float* values, float highest, float sum, const float* part, int32_t e) {
-    if (query->sum == 0.0f) {  // the first partition
-        query->highest = highest;
-        query->sum = sum;
-        __builtin_memcpy(values, part, sizeof(float) * static_cast<size_t>(e));
-        return;
-    }
-    const float top = highest > query->highest ? highest : query->highest;
-    const Vec keep = exp(splat(query->highest - top)), gain = exp(splat(highest - top));
-    query->highest = top;
-    query->sum = reduce_max(fma(splat(sum), gain, mul(splat(query->sum), keep)));  // all lanes are equal
-    for (int32_t d = 0; d < e; d += kLanes)
-        store(values + d, fma(load(part + d), gain, mul(load(values + d), keep)));
-}
-
 // kQueries queries, all of which see keys of the partition.
 template <int kQueries, class Float>
-void attend(const Partition<Float>& partition, int32_t e, float scale, Pass<Float>* pass,
-            const int32_t* idx) {
+void attend_together(const Partition<Float>& partition, int32_t e, float scale, Pass<Float>* pass,
+                     const int32_t* idx) {
     alignas(64) float scores[kQueries][kPartitionSize];
     alignas(64) Float rounded[kQueries][kPartitionSize];
     alignas(64) float parts[kQueries][kMaxHeadDim];
@@ -250,14 +204,14 @@ void attend(const Partition<Float>& partition, int32_t e, float scale, Pass<Floa
     const Float* weights[kQueries];
     float* values[kQueries];
     for (int j = 0; j < kQueries; ++j) {
-        const Query& query = pass->queries[idx[j]];
-        begins[j] = query.begin > partition.begin ? query.begin - partition.begin : 0;
-        ends[j] = query.end - partition.begin < kPartitionSize ? query.end - partition.begin : kPartitionSize;
+        const Span seen = keys_seen(pass->queries[idx[j]], partition.begin);
+        begins[j] = seen.begin;
+        ends[j] = seen.end;
         first = begins[j] < first ? begins[j] : first;
         last = ends[j] > last ? ends[j] : last;
         all_begin = begins[j] > all_begin ? begins[j] : all_begin;
         all_end = ends[j] < all_end ? ends[j] : all_end;
-        q[j] = pass->q[idx[j]];
+        q[j] = pass->operands[idx[j]].q;
         weights[j] = rounded[j];
         values[j] = parts[j];
         for (int32_t d = 0; d < e; d += kLanes) store(parts[j] + d, zero());
@@ -288,20 +242,25 @@ void attend(const Partition<Float>& partition, int32_t e, float scale, Pass<Floa
 }
 
 template <class Float>
-void attend_any(const Partition<Float>& partition, int32_t e, float scale, Pass<Float>* pass,
-                const int32_t* idx, int32_t num) {
-    if (num == 1) return attend<1>(partition, e, scale, pass, idx);
-    if (num == 2) return attend<2>(partition, e, scale, pass, idx);
-    if (num == 3) return attend<3>(partition, e, scale, pass, idx);
+void attend(const Partition<Float>& partition, int32_t e, float scale, Pass<Float>* pass, const int32_t* idx,
+            int32_t num) {
+    if (num == 1) return attend_together<1>(partition, e, scale, pass, idx);
+    if (num == 2) return attend_together<2>(partition, e, scale, pass, idx);
+    if (num == 3) return attend_together<3>(partition, e, scale, pass, idx);
     if constexpr (kRegisterQueries == 6) {
-        if (num == 5) return attend<5>(partition, e, scale, pass, idx);
-        if (num == 6) return attend<6>(partition, e, scale, pass, idx);
+        if (num == 5) return attend_together<5>(partition, e, scale, pass, idx);
+        if (num == 6) return attend_together<6>(partition, e, scale, pass, idx);
     }
-    attend<4>(partition, e, scale, pass, idx);
+    attend_together<4>(partition, e, scale, pass, idx);
 }
 
-template <class Float>
-void run_pass(const PagedAttentionArgs& args, int32_t slot, int32_t kv_head, Pass<Float>* pass) {
+template <class Element>
+const Element* block_at(const void* cache, int64_t offset_bytes) {
+    return reinterpret_cast<const Element*>(static_cast<const uint8_t*>(cache) + offset_bytes);
+}
+
+template <class Element>
+void run_pass(const PagedAttentionArgs& args, int32_t slot, int32_t kv_head, Pass<Element>* pass) {
     const int32_t e = args.cache.head_dim;
     int32_t begin = pass->queries[0].begin, end = pass->queries[0].end;
     for (int32_t i = 1; i < pass->num_queries; ++i) {
@@ -309,22 +268,23 @@ void run_pass(const PagedAttentionArgs& args, int32_t slot, int32_t kv_head, Pas
         end = pass->queries[i].end > end ? pass->queries[i].end : end;
     }
     const int32_t* table = args.index.tables + static_cast<int64_t>(slot) * args.index.max_blocks;
-    Partition<Float> partition;
+    const int64_t k_bytes = key_block_bytes(args.cache.type, e),
+                  v_bytes = value_block_bytes(args.cache.type, e);
+    Partition<Element> partition;
     for (int32_t p = begin / kPartitionSize * kPartitionSize; p < end; p += kPartitionSize) {
         partition.begin = p;
         const int32_t first = (begin > p ? begin : p) / kBlockSize;
         for (int32_t b = first; b * kBlockSize < end && b < (p + kPartitionSize) / kBlockSize; ++b) {
-            const int64_t offset =
-                (static_cast<int64_t>(table[b]) * args.cache.num_kv_heads + kv_head) * e * kBlockSize;
-            partition.k[b - p / kBlockSize] = static_cast<const Float*>(args.cache.k) + offset;
-            partition.v[b - p / kBlockSize] = static_cast<const Float*>(args.cache.v) + offset;
+            const int64_t block = static_cast<int64_t>(table[b]) * args.cache.num_kv_heads + kv_head;
+            partition.k[b - p / kBlockSize] = block_at<Element>(args.cache.k, block * k_bytes);
+            partition.v[b - p / kBlockSize] = block_at<Element>(args.cache.v, block * v_bytes);
         }
         int32_t idx[kMaxQueries], num = 0;
         for (int32_t i = 0; i < pass->num_queries; ++i)
             if (pass->queries[i].begin < p + kPartitionSize && pass->queries[i].end > p) idx[num++] = i;
         for (int32_t i = 0; i < num; i += kRegisterQueries)
-            attend_any(partition, e, args.scale, pass, idx + i,
-                       num - i < kRegisterQueries ? num - i : kRegisterQueries);
+            attend(partition, e, args.scale, pass, idx + i,
+                   num - i < kRegisterQueries ? num - i : kRegisterQueries);
     }
     for (int32_t i = 0; i < pass->num_queries; ++i) {
         const Query& query = pass->queries[i];
@@ -340,10 +300,10 @@ int32_t first_key(const PagedAttentionArgs& args, int64_t t) {
 }
 
 // Query heads [head_begin, head_end) of rows [begin, end) of one slot.
-template <class Float>
+template <class Element>
 void attend_tile(const PagedAttentionArgs& args, int64_t begin, int64_t end, int32_t head_begin,
                  int32_t head_end) {
-    Pass<Float> pass;
+    Pass<Element> pass;
     const int32_t e = args.cache.head_dim;
     const int32_t max_heads = kMaxQueries / static_cast<int32_t>(end - begin);
     for (int32_t h = head_begin; h < head_end;) {
@@ -353,7 +313,7 @@ void attend_tile(const PagedAttentionArgs& args, int64_t begin, int64_t end, int
         pass.num_queries = 0;
         for (int64_t t = begin; t < end; ++t) {
             for (int32_t head = first; head < h; ++head) {
-                load_query(args.q + t * args.ldq + head * e, e, pass.q[pass.num_queries]);
+                load_query(args.q + t * args.ldq + head * e, e, &pass.operands[pass.num_queries]);
                 pass.queries[pass.num_queries++] = {first_key(args, t), args.index.positions[t] + 1,
                                                     args.out + t * args.ldo + head * e, 0.0f, 0.0f};
             }
@@ -367,6 +327,21 @@ int64_t row_cost(const PagedAttentionArgs& args, int64_t t) {
 }
 
 }  // namespace
+
+void merge(Query* query, float* values, float highest, float sum, const float* part, int32_t e) {
+    if (query->sum == 0.0f) {  // the first partition
+        query->highest = highest;
+        query->sum = sum;
+        __builtin_memcpy(values, part, sizeof(float) * static_cast<size_t>(e));
+        return;
+    }
+    const float top = highest > query->highest ? highest : query->highest;
+    const Vec keep = exp(splat(query->highest - top)), gain = exp(splat(highest - top));
+    query->highest = top;
+    query->sum = reduce_max(fma(splat(sum), gain, mul(splat(query->sum), keep)));  // all lanes are equal
+    for (int32_t d = 0; d < e; d += kLanes)
+        store(values + d, fma(load(part + d), gain, mul(load(values + d), keep)));
+}
 
 void paged_attention(const PagedAttentionArgs& args, const Worker& worker) {
     int64_t total = 0;
@@ -389,10 +364,17 @@ void paged_attention(const PagedAttentionArgs& args, const Worker& worker) {
             head_end = h + 1;
         }
         if (head_begin >= head_end) continue;
-        if (args.cache.type == KvType::f32)
-            attend_tile<float>(args, begin, end, head_begin, head_end);
-        else
-            attend_tile<uint16_t>(args, begin, end, head_begin, head_end);
+        switch (args.cache.type) {
+            case KvType::f32:
+                attend_tile<float>(args, begin, end, head_begin, head_end);
+                break;
+            case KvType::bf16:
+                attend_tile<uint16_t>(args, begin, end, head_begin, head_end);
+                break;
+            case KvType::int8:
+                attend_tile<uint8_t>(args, begin, end, head_begin, head_end);
+                break;
+        }
     }
 }
 

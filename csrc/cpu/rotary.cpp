@@ -4,14 +4,14 @@
 // angle of 1e6 is off by 0.03), and its sine and cosine are plain arithmetic of ours: the same bits on every
 // ISA and with every libm. They are computed once per row and shared by all heads. The loops have no branches
 // and no calls: the compiler vectorises them.
+#include "cpu/rotary.h"
+
 #include "cpu/kernels.h"
 #include "cpu/share.h"
 
 namespace fastserve::FASTSERVE_ISA_NAMESPACE {
 
 namespace {
-
-constexpr int32_t kMaxPairs = 128;  // head_dim <= 256
 
 // sin and cos of |angle| < 2^31 within 2 ulp (of float): r = angle - n pi/2 with |r| <= pi/4 and pi/2 in two
 // parts, the polynomials of Cephes' sinf and cosf, and the quadrant n mod 4.
@@ -38,28 +38,24 @@ constexpr int32_t kMaxPairs = 128;  // head_dim <= 256
     *cos_out = (quadrant + 1) & 2 ? -cosine : cosine;
 }
 
-void turn(float* x, int32_t num_pairs, const float* sines, const float* cosines) {
-    for (int32_t i = 0; i < num_pairs; ++i) {
-        const float a = x[2 * i], b = x[2 * i + 1];
-        x[2 * i] = a * cosines[i] - b * sines[i];
-        x[2 * i + 1] = a * sines[i] + b * cosines[i];
-    }
-}
-
 }  // namespace
+
+void find_rotation(const RotaryArgs& args, int64_t t, Rotation* rotation) {
+    const double position = args.positions[t];
+    rotation->num_pairs = args.rotary_dim / 2;
+    for (int32_t i = 0; i < rotation->num_pairs; ++i)
+        sin_cos(position * static_cast<double>(args.inv_freq[i]), &rotation->sines[i], &rotation->cosines[i]);
+}
 
 void rotary(const RotaryArgs& args, const Worker& worker) {
     const Share share = share_of(args.rows, worker);
-    const int32_t num_pairs = args.rotary_dim / 2;
-    float sines[kMaxPairs], cosines[kMaxPairs];
+    Rotation rotation;
     for (int64_t t = share.begin; t < share.end; ++t) {
-        const double position = args.positions[t];
-        for (int32_t i = 0; i < num_pairs; ++i)
-            sin_cos(position * static_cast<double>(args.inv_freq[i]), &sines[i], &cosines[i]);
+        find_rotation(args, t, &rotation);
         for (int32_t h = 0; h < args.num_heads; ++h)
-            turn(args.q + t * args.ldq + h * args.head_dim, num_pairs, sines, cosines);
+            turn(rotation, args.q + t * args.ldq + h * args.head_dim);
         for (int32_t h = 0; h < args.num_kv_heads; ++h)
-            turn(args.k + t * args.ldk + h * args.head_dim, num_pairs, sines, cosines);
+            turn(rotation, args.k + t * args.ldk + h * args.head_dim);
     }
 }
 

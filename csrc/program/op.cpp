@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <iterator>
 
+#include "program/kv_type.h"
 #include "weights/packed_layout.h"
 
 namespace fastserve {
@@ -10,9 +11,9 @@ namespace fastserve {
 namespace {
 
 // In the order of OpArgs.
-constexpr const char* kOpNames[] = {
-    "embed",       "rms_norm",          "matmul", "rotary", "store_kv", "paged_attention", "silu_mul",
-    "select_rows", "matmul_all_reduce", "sample"};
+constexpr const char* kOpNames[] = {"embed",       "rms_norm",          "matmul",          "rotary",
+                                    "store_kv",    "rotary_store_kv",   "paged_attention", "silu_mul",
+                                    "select_rows", "matmul_all_reduce", "sample"};
 static_assert(std::size(kOpNames) == std::variant_size_v<OpArgs>);
 
 constexpr int64_t kFloatBytes = sizeof(float);
@@ -27,8 +28,19 @@ OpCost cost_of_matmul(const MatmulArgs& a, int64_t rows) {
             2 * rows * a.w.n * a.w.k};
 }
 
-int64_t element_bytes(KvType type) {
-    return type == KvType::f32 ? 4 : 2;
+int64_t token_bytes(const KvCache& cache) {
+    return cache.num_kv_heads *
+           (key_block_bytes(cache.type, cache.head_dim) + value_block_bytes(cache.type, cache.head_dim)) /
+           kBlockSize;
+}
+
+OpCost cost_of_rotary(const RotaryArgs& a, int64_t rows) {
+    return of_values(rows, 2LL * (a.num_heads + a.num_kv_heads) * a.head_dim, 2);
+}
+
+OpCost cost_of_store(const StoreKvArgs& a, int64_t rows) {
+    const int64_t values = 2LL * a.cache.num_kv_heads * a.cache.head_dim;
+    return {rows * (values * kFloatBytes + token_bytes(a.cache)), 0};
 }
 
 // Rows of a slot that follow each other share what they read of its keys and values.
@@ -42,12 +54,15 @@ OpCost cost_of_attention(const PagedAttentionArgs& a, int64_t rows) {
         const bool shares = t > 0 && a.index.row_slot[t] == a.index.row_slot[t - 1];
         read += shares ? 1 : end - begin;
     }
-    const int64_t of_a_key = 2 * element_bytes(a.cache.type) * a.cache.num_kv_heads * a.cache.head_dim;
-    return {read * of_a_key + 2 * kFloatBytes * rows * width, 4 * seen * width};
+    return {read * token_bytes(a.cache) + 2 * kFloatBytes * rows * width, 4 * seen * width};
 }
 
 std::string product_shape(const PackedWeight& w) {
     return std::string(weight_type_name(w.type)) + " " + std::to_string(w.n) + "x" + std::to_string(w.k);
+}
+
+std::string rotary_shape(const RotaryArgs& a) {
+    return std::to_string((a.num_heads + a.num_kv_heads) * a.head_dim);
 }
 
 const char* arithmetic_of_weight(WeightType type) {
@@ -71,12 +86,11 @@ OpCost cost_of(const OpArgs& args, int64_t rows) {
             [&](const EmbedArgs& a) { return OpCost{rows * (a.row_bytes + kFloatBytes * a.d), 0}; },
             [&](const RmsNormArgs& a) { return of_values(rows, a.d * (a.x != nullptr ? 4 : 2), 1); },
             [&](const MatmulArgs& a) { return cost_of_matmul(a, rows); },
-            [&](const RotaryArgs& a) {
-                return of_values(rows, 2LL * (a.num_heads + a.num_kv_heads) * a.head_dim, 2);
-            },
-            [&](const StoreKvArgs& a) {
-                const int64_t values = 2LL * a.cache.num_kv_heads * a.cache.head_dim;
-                return OpCost{rows * values * (kFloatBytes + element_bytes(a.cache.type)), 0};
+            [&](const RotaryArgs& a) { return cost_of_rotary(a, rows); },
+            [&](const StoreKvArgs& a) { return cost_of_store(a, rows); },
+            [&](const RotaryStoreKvArgs& a) {
+                const OpCost rotary = cost_of_rotary(a.rotary, rows), store = cost_of_store(a.store, rows);
+                return OpCost{rotary.num_bytes + store.num_bytes, rotary.num_operations};
             },
             [&](const PagedAttentionArgs& a) { return cost_of_attention(a, rows); },
             [&](const SiluMulArgs& a) { return of_values(rows, 3LL * a.f, 1); },
@@ -93,11 +107,12 @@ std::string shape_of(const OpArgs& args) {
             [](const EmbedArgs& a) { return std::to_string(a.d); },
             [](const RmsNormArgs& a) { return std::to_string(a.d); },
             [](const MatmulArgs& a) { return product_shape(a.w); },
-            [](const RotaryArgs& a) { return std::to_string((a.num_heads + a.num_kv_heads) * a.head_dim); },
+            [](const RotaryArgs& a) { return rotary_shape(a); },
             [](const StoreKvArgs& a) { return std::to_string(a.cache.num_kv_heads * a.cache.head_dim); },
+            [](const RotaryStoreKvArgs& a) { return rotary_shape(a.rotary); },
             [](const PagedAttentionArgs& a) {
-                return std::string(a.cache.type == KvType::f32 ? "f32 " : "bf16 ") +
-                       std::to_string(a.num_heads) + "x" + std::to_string(a.cache.head_dim);
+                return std::string(kv_type_name(a.cache.type)) + " " + std::to_string(a.num_heads) + "x" +
+                       std::to_string(a.cache.head_dim);
             },
             [](const SiluMulArgs& a) { return std::to_string(a.f); },
             [](const SelectRowsArgs& a) { return std::to_string(a.d); },
@@ -112,7 +127,7 @@ const char* arithmetic_of(const OpArgs& args) {
     if (const auto* matmul = std::get_if<MatmulAllReduceArgs>(&args))
         return arithmetic_of_weight(matmul->matmul.w.type);
     const auto* attention = std::get_if<PagedAttentionArgs>(&args);
-    return attention != nullptr && attention->cache.type == KvType::bf16 ? "bf16" : "f32";
+    return attention != nullptr ? kv_type_name(attention->cache.type) : "f32";
 }
 
 }  // namespace fastserve

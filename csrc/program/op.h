@@ -20,8 +20,8 @@ Overloaded(Fs...) -> Overloaded<Fs...>;
 // What the row count of an op follows.
 enum class Rows : int32_t { tokens, samples };
 
-using OpArgs = std::variant<EmbedArgs, RmsNormArgs, MatmulArgs, RotaryArgs, StoreKvArgs, PagedAttentionArgs,
-                            SiluMulArgs, SelectRowsArgs, MatmulAllReduceArgs, SampleArgs>;
+using OpArgs = std::variant<EmbedArgs, RmsNormArgs, MatmulArgs, RotaryArgs, StoreKvArgs, RotaryStoreKvArgs,
+                            PagedAttentionArgs, SiluMulArgs, SelectRowsArgs, MatmulAllReduceArgs, SampleArgs>;
 
 struct Op {
     Rows rows;
@@ -40,7 +40,7 @@ struct OpCost {
 };
 OpCost cost_of(const OpArgs& args, int64_t rows);
 
-// "q4m 3072x576" for a matmul, "bf16 9x64" for attention, "576" where there is but a width.
+// "q4m 3072x576" for a matmul, "int8 9x64" for attention, "576" where there is but a width.
 std::string shape_of(const OpArgs& args);
 // Of its products: "f32", "bf16" or "int8".
 const char* arithmetic_of(const OpArgs& args);

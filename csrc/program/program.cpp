@@ -47,11 +47,11 @@ float* Program::buffer(size_t offset) const {
 }
 
 KvCache Program::add_kv_cache(KvType type, int32_t num_blocks, int32_t num_kv_heads, int32_t head_dim) {
-    const size_t element = type == KvType::f32 ? 4 : 2;
-    const size_t half = element * num_blocks * num_kv_heads * head_dim * kBlockSize;
-    kv_.push_back(std::make_unique<Pages>(2 * half));
+    const size_t num_head_blocks = static_cast<size_t>(num_blocks) * num_kv_heads;
+    const size_t k_bytes = num_head_blocks * key_block_bytes(type, head_dim);
+    kv_.push_back(std::make_unique<Pages>(k_bytes + num_head_blocks * value_block_bytes(type, head_dim)));
     uint8_t* data = kv_.back()->data();
-    return {data, data + half, type, num_blocks, num_kv_heads, head_dim};
+    return {data, data + k_bytes, type, num_blocks, num_kv_heads, head_dim};
 }
 
 const float* Program::keep(std::vector<float> values) {
@@ -82,6 +82,10 @@ void Program::run(const Op& op, const Worker& worker) {
                    [&](const MatmulArgs& a) { table.matmul(with_rows(a), worker); },
                    [&](const RotaryArgs& a) { table.rotary(with_rows(a), worker); },
                    [&](const StoreKvArgs& a) { table.store_kv(with_rows(a), worker); },
+                   [&](RotaryStoreKvArgs a) {
+                       a.rotary.rows = a.store.rows = rows;
+                       table.rotary_store_kv(a, worker);
+                   },
                    [&](const PagedAttentionArgs& a) { table.paged_attention(with_rows(a), worker); },
                    [&](const SiluMulArgs& a) { table.silu_mul(with_rows(a), worker); },
                    [&](const SelectRowsArgs& a) { table.select_rows(with_rows(a), worker); },

@@ -25,7 +25,7 @@ class RankSettings:
     num_slots: int
     max_blocks: int  # of one slot
     num_blocks: int
-    kv_type: str  # "f32" | "bf16"
+    kv_type: str  # "f32" | "bf16" | "int8"
     mailbox_capacity: int  # bytes, of steps and of results alike
     activation_bits: int = 14  # of the codes that quantised weights are multiplied with, on CPUs: 14 or 8
 
@@ -69,8 +69,7 @@ def open_model(path: str) -> OpenModel:
 
 def kv_block_bytes(config: ModelConfig, num_kv_heads: int, kv_type: str) -> int:
     """Bytes of one KV block over all layers, keys and values."""
-    element = {"f32": 4, "bf16": 2}[kv_type]
-    return 2 * element * config.num_layers * num_kv_heads * config.head_dim * int(_C.BLOCK_SIZE)
+    return config.num_layers * _C.kv_block_bytes(kv_type, num_kv_heads, config.head_dim)
 
 
 def build_rank_program(

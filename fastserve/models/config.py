@@ -10,6 +10,7 @@ from fastserve.errors import ModelConfigError
 SUPPORTED_ARCHITECTURES = ("llama",)
 MAX_DIMENSION = 1 << 20  # of anything but the vocabulary: beyond every known model, far from overflow
 MAX_VOCAB = 1 << 22
+MAX_CONTEXT = 1 << 24
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +27,7 @@ class ModelConfig:
     norm_eps: float
     vocab_size: int
     context_length: int
+    sliding_window: int = 0  # positions that a token attends to, its own included; 0: all before it
 
     @property
     def heads_per_kv_head(self) -> int:
@@ -41,11 +43,13 @@ class _Metadata:
         self._values = values
         self._architecture = architecture
 
-    def integer(self, key: str, *, default: int | None = None, limit: int = MAX_DIMENSION) -> int:
+    def integer(
+        self, key: str, *, default: int | None = None, least: int = 1, limit: int = MAX_DIMENSION
+    ) -> int:
         name = f"{self._architecture}.{key}"
         value = self._values.get(name, default)
-        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= limit:
-            raise ModelConfigError(f"{name} must be an integer in [1, {limit}], got {value!r}")
+        if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= limit:
+            raise ModelConfigError(f"{name} must be an integer in [{least}, {limit}], got {value!r}")
         return value
 
     def real(self, key: str, *, default: float | None = None) -> float:
@@ -81,7 +85,8 @@ def read_config(metadata: Mapping[str, object], *, vocab_rows: int) -> ModelConf
         rope_base=values.real("rope.freq_base", default=10000.0),
         norm_eps=values.real("attention.layer_norm_rms_epsilon"),
         vocab_size=vocab_rows,
-        context_length=values.integer("context_length", limit=1 << 24),
+        context_length=values.integer("context_length", limit=MAX_CONTEXT),
+        sliding_window=values.integer("attention.sliding_window", default=0, least=0, limit=MAX_CONTEXT),
     )
     _check(config, metadata)
     return config
@@ -102,5 +107,7 @@ def _check(config: ModelConfig, metadata: Mapping[str, object]) -> None:
     require(
         config.vocab_size <= MAX_VOCAB, f"vocabulary must be at most {MAX_VOCAB}, got {config.vocab_size}"
     )
+    pattern = f"{config.architecture}.attention.sliding_window_pattern"
+    require(pattern not in metadata, f"{pattern} is not supported: all layers have one window")
     scaling = metadata.get(f"{config.architecture}.rope.scaling.type", "none")
     require(scaling == "none", f"rope scaling {scaling!r} is not supported; supported: none")

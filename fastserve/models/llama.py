@@ -1,8 +1,8 @@
-"""The llama family: RMSNorm, grouped-query attention with rotary positions, SwiGLU.
+"""The llama family: RMSNorm, grouped-query attention with rotary positions, over a sliding window or all, SwiGLU.
 
 `forward` is written against the op table and runs on whatever `ops` is: the torch reference, the eager kernels, or a
 recorder. It sees one rank's shard; the two `matmul_all_reduce` of a layer merge the parts.
-Source: Touvron et al. 2023, "LLaMA"; Ainslie et al. 2023, "GQA".
+Source: Touvron et al. 2023, "LLaMA"; Ainslie et al. 2023, "GQA"; Jiang et al. 2023, "Mistral 7B" (sliding window).
 """
 
 from __future__ import annotations
@@ -85,7 +85,13 @@ def forward(
         ops.rotary(q, k, inputs.positions, weights.inv_freq, head_dim=head_dim)
         ops.store_kv(k, v, cache, inputs.index)
         attention = ops.paged_attention(
-            q, cache, inputs.index, inputs.kv_of_head, scale=head_dim**-0.5, max_group=shard.max_group
+            q,
+            cache,
+            inputs.index,
+            inputs.kv_of_head,
+            scale=head_dim**-0.5,
+            window=config.sliding_window,
+            max_group=shard.max_group,
         )
         hidden = ops.matmul_all_reduce_add_rms_norm(
             attention, layer.attention_out, inputs.group, residual, layer.mlp_norm, eps

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fastserve import _C
 from fastserve.ops import arguments, registry
-from fastserve.ops.kv_cache import BLOCK_SIZE, KvCache, KvIndex, check_cache, check_index
+from fastserve.ops.kv_cache import BLOCK_SIZE, KV_TYPES, KvCache, KvIndex, check_cache, check_index
 
 
 def paged_attention(
@@ -79,7 +79,7 @@ def _gather(cache: KvCache, table: Tensor, begin: int, end: int) -> tuple[Tensor
     """The keys and the values of positions begin..end - 1: [K, end - begin, E] fp32."""
     positions = torch.arange(begin, end, device=table.device)
     block, lane = table[positions // BLOCK_SIZE].long(), positions % BLOCK_SIZE
-    return cache.keys(block, lane).transpose(0, 1), cache.v[block, :, lane].float().transpose(0, 1)
+    return cache.keys(block, lane).transpose(0, 1), cache.values(block, lane).transpose(0, 1)
 
 
 def _allocate(  # noqa: PLR0917 (the schema's order)
@@ -103,11 +103,11 @@ def _cpu(  # noqa: PLR0917 (the schema's order)
         q, k_cache, v_cache, row_slot, positions, tables, kv_of_head,
         scale=scale, window=window, max_group=max_group,
     )  # fmt: skip
-    num_blocks, num_kv_heads, _, head_dim = v_cache.shape
+    num_blocks, num_kv_heads, _, head_dim = v_cache.shape[:4]
     if q.shape[0]:
         _C.ops.paged_attention(
             q.data_ptr(), q.stride(0),
-            k_cache.data_ptr(), v_cache.data_ptr(), v_cache.dtype == torch.bfloat16,
+            k_cache.data_ptr(), v_cache.data_ptr(), KV_TYPES[v_cache.dtype],
             num_blocks, num_kv_heads, head_dim,
             row_slot.data_ptr(), positions.data_ptr(), tables.data_ptr(), tables.shape[0], tables.shape[1],
             kv_of_head.data_ptr(), q.shape[0], kv_of_head.shape[0], scale, window,

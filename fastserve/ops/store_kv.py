@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from fastserve import _C
 from fastserve.ops import arguments, registry
-from fastserve.ops.kv_cache import BLOCK_SIZE, KvCache, KvIndex, check_cache, check_index
+from fastserve.ops.kv_cache import BLOCK_SIZE, KV_TYPES, KvCache, KvIndex, check_cache, check_index
 
 
 def store_kv(k: Tensor, v: Tensor, cache: KvCache, index: KvIndex) -> None:
@@ -27,7 +26,7 @@ def reference(k: Tensor, v: Tensor, cache: KvCache, index: KvIndex) -> None:
     lane = positions % BLOCK_SIZE
     num_kv_heads, head_dim = cache.v.shape[1], cache.v.shape[3]
     cache.set_keys(block, lane, k.reshape(-1, num_kv_heads, head_dim))
-    cache.v[block, :, lane] = v.reshape(-1, num_kv_heads, head_dim).to(cache.v.dtype)
+    cache.set_values(block, lane, v.reshape(-1, num_kv_heads, head_dim))
 
 
 def _check(  # noqa: PLR0917 (the schema's order)
@@ -56,11 +55,11 @@ def _cpu(  # noqa: PLR0917 (the schema's order)
     tables: Tensor,
 ) -> None:
     _check(k, v, k_cache, v_cache, row_slot, positions, tables)
-    num_blocks, num_kv_heads, _, head_dim = v_cache.shape
+    num_blocks, num_kv_heads, _, head_dim = v_cache.shape[:4]
     if k.shape[0]:
         _C.ops.store_kv(
             k.data_ptr(), k.stride(0), v.data_ptr(), v.stride(0),
-            k_cache.data_ptr(), v_cache.data_ptr(), v_cache.dtype == torch.bfloat16,
+            k_cache.data_ptr(), v_cache.data_ptr(), KV_TYPES[v_cache.dtype],
             num_blocks, num_kv_heads, head_dim,
             row_slot.data_ptr(), positions.data_ptr(), tables.data_ptr(), tables.shape[0], tables.shape[1],
             k.shape[0],

@@ -55,6 +55,17 @@ class LayerCache:
     group: int
 
 
+@dataclass(frozen=True, slots=True)
+class Rotary:
+    """One that was recorded, as op number `op`."""
+
+    op: int
+    q: Value
+    k: Value
+    inv_freq: Sequence[float]
+    num_heads: int
+
+
 class Recorder:
     """Records into `program`; what an op returns is a Value, what it mutates stays the same Value."""
 
@@ -65,6 +76,7 @@ class Recorder:
         self._widths: list[int] = []
         self._emitters: list[Callable[[], None]] = []
         self._offsets: list[int] = []
+        self._rotary: Rotary | None = None  # the last one
 
     def embed(self, token_ids: None, table: EmbeddingTable) -> Value:
         out = self._value(table.width, "tokens")
@@ -155,13 +167,30 @@ class Recorder:
                 self._at(q), self._at(k), list(inv_freq), q.width // head_dim, k.width // head_dim, head_dim
             )
 
+        self._rotary = Rotary(len(self._emitters), q, k, inv_freq, q.width // head_dim)
         self._record(emit, [q, k], [])
 
     def store_kv(self, k: Value, v: Value, cache: LayerCache, index: None) -> None:
+        """Of a k that was turned just before, in one op with that: a barrier less."""
+        rotary = self._rotary
+        if rotary is not None and rotary.op == len(self._emitters) - 1 and rotary.k == k:
+            self._emitters.pop()
+            self._rotary_store_kv(rotary, v, cache)
+            return
+
         def emit() -> None:
             self._program.add_store_kv(self._at(k), self._at(v), cache.kv, cache.group)
 
         self._record(emit, [k, v], [])
+
+    def _rotary_store_kv(self, rotary: Rotary, v: Value, cache: LayerCache) -> None:
+        def emit() -> None:
+            operands = self._at(rotary.q), self._at(rotary.k), self._at(v)
+            self._program.add_rotary_store_kv(
+                *operands, list(rotary.inv_freq), rotary.num_heads, cache.kv, cache.group
+            )
+
+        self._record(emit, [rotary.q, rotary.k, v], [])
 
     def paged_attention(
         self,

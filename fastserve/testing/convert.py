@@ -1,4 +1,4 @@
-"""Other forms of a real model: the same weights in another type, or only the first layers of it.
+"""Other forms of a real model: the same weights in another type, only the first layers of it, or with a sliding window.
 
 Needs the `gguf` package (test extra).
 """
@@ -15,16 +15,26 @@ from gguf import GGMLQuantizationType, GGUFReader, GGUFValueType, GGUFWriter
 KEPT_TYPES = (GGMLQuantizationType.F32,)  # norms stay as they are
 
 
-def convert(source: Path, target: Path, type_name: str, *, num_layers: int | None = None) -> Path:
+def convert(
+    source: Path,
+    target: Path,
+    type_name: str,
+    *,
+    num_layers: int | None = None,
+    sliding_window: int | None = None,
+) -> Path:
     """Writes `source` to `target` with matrices of `type_name` (F32, F16, BF16, Q8_0, Q4_0, Q4_1).
 
     num_layers: how many of the first layers to keep; None: all.
+    sliding_window: what the file says of it, in tokens; None: nothing.
     """
     wanted = GGMLQuantizationType[type_name]
     reader = GGUFReader(source)
     writer = GGUFWriter(target, "llama", use_temp_file=False)
     for field in reader.fields.values():
         _copy_field(writer, field, num_layers)
+    if sliding_window is not None:
+        writer.add_sliding_window(sliding_window)
     for tensor in reader.tensors:
         if num_layers is not None and _layer_of(tensor.name) >= num_layers:
             continue

@@ -19,6 +19,7 @@ from fastserve.worker.step_codec import mailbox_capacity
 
 KV_MEMORY_SHARE = 0.25  # of what is free: weights, activations and everybody else need the rest
 F32_TYPE = 0  # GGUF's id
+CODES_TOGETHER = 4  # of an int8 key (csrc/ops.h)
 
 
 def check_isa() -> None:
@@ -29,11 +30,23 @@ def check_isa() -> None:
         raise ValueError(str(error)) from None
 
 
-def choose_kv_type(config: EngineConfig, file: _C.GgufFile) -> str:
-    """ "auto" keeps the precision of the weights: fp32 where all of them are, else bf16."""
+def choose_kv_type(config: EngineConfig, model: OpenModel, division: Division) -> str:
+    """ "auto" keeps the precision of the weights: fp32 where all of them are, else bf16.
+
+    Raises ValueError where devices or model cannot have the type that was asked for.
+    """
+    if config.kv_dtype == "int8":
+        if division.gpus:
+            raise ValueError("kv_dtype int8 is for CPUs: GPUs keep f32 or bf16")
+        head_dim = model.config.head_dim
+        if head_dim % CODES_TOGETHER:
+            raise ValueError(
+                f"kv_dtype int8 needs a head dim in multiples of {CODES_TOGETHER}, the model's is {head_dim}: "
+                "it can be f32 or bf16"
+            )
     if config.kv_dtype != "auto":
         return config.kv_dtype
-    return "f32" if all(tensor.type == F32_TYPE for tensor in file.tensors.values()) else "bf16"
+    return "f32" if all(tensor.type == F32_TYPE for tensor in model.file.tensors.values()) else "bf16"
 
 
 def choose_max_model_len(config: EngineConfig, model: ModelConfig) -> int:
@@ -47,6 +60,11 @@ def choose_max_model_len(config: EngineConfig, model: ModelConfig) -> int:
     return config.max_model_len
 
 
+def group_block_bytes(model: OpenModel, plan: ShardPlan, kv_type: str) -> int:
+    """Bytes of one KV block over all layers and ranks."""
+    return sum(kv_block_bytes(model.config, shard.num_kv_heads, kv_type) for shard in plan.shards)
+
+
 def choose_num_blocks(
     config: EngineConfig, model: OpenModel, division: Division, *, max_model_len: int, kv_type: str
 ) -> int:
@@ -55,7 +73,7 @@ def choose_num_blocks(
     Raises CapacityError with the numbers where not even one request of full length fits.
     """
     plan = division.plan
-    block_bytes = sum(kv_block_bytes(model.config, shard.num_kv_heads, kv_type) for shard in plan.shards)
+    block_bytes = group_block_bytes(model, plan, kv_type)
     if config.kv_cache_bytes is not None:
         num_fitting = config.kv_cache_bytes // block_bytes
     elif division.gpus:
@@ -76,6 +94,21 @@ def choose_num_blocks(
     return min(num_fitting, blocks_per_request * config.max_num_seqs)
 
 
+def describe_kv(config: EngineConfig, model: OpenModel, division: Division) -> str:
+    """A line for people: what a token's keys and values take, and how many tokens there is room for.
+
+    Raises ValueError or CapacityError.
+    """
+    kv_type = choose_kv_type(config, model, division)
+    max_model_len = choose_max_model_len(config, model.config)
+    num_blocks = choose_num_blocks(config, model, division, max_model_len=max_model_len, kv_type=kv_type)
+    block_bytes, block_size = group_block_bytes(model, division.plan, kv_type), int(_C.BLOCK_SIZE)
+    return (
+        f"KV cache: {kv_type}, {block_bytes / block_size / 1024:.1f} KiB a token, "
+        f"{num_blocks * block_size} tokens in {num_blocks * block_bytes / 2**20:.0f} MiB"
+    )
+
+
 def step_bytes(model: ModelConfig, num_ranks: int, max_tokens: int, max_samples: int) -> int:
     """About what the largest step takes over all ranks: activations, their rounded copies, logits, exchange."""
     whole_rows = 3 * num_ranks * model.hidden  # residual, hidden, merged: every rank has all of them
@@ -92,8 +125,7 @@ def check_memory(model: OpenModel, plan: ShardPlan, settings: RankSettings) -> N
         "weights": sum(
             tensor.nbytes for tensor in model.file.tensors.values()
         ),  # packed, about as in the file
-        "KV cache": settings.num_blocks
-        * sum(kv_block_bytes(model.config, shard.num_kv_heads, settings.kv_type) for shard in plan.shards),
+        "KV cache": settings.num_blocks * group_block_bytes(model, plan, settings.kv_type),
         f"steps of {settings.max_tokens} tokens": step_bytes(
             model.config, plan.num_ranks, settings.max_tokens, settings.max_samples
         ),
@@ -123,7 +155,7 @@ def plan_execution(config: EngineConfig, path: Path) -> ExecutorConfig:
         raise ValueError("activation_bits is for CPUs: GPUs multiply bf16")
     plan = division.plan
     max_model_len = choose_max_model_len(config, model.config)
-    kv_type = choose_kv_type(config, model.file)
+    kv_type = choose_kv_type(config, model, division)
     num_blocks = choose_num_blocks(config, model, division, max_model_len=max_model_len, kv_type=kv_type)
     max_samples = choose_max_samples(config, division)
     settings = RankSettings(

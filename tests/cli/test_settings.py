@@ -87,7 +87,7 @@ def _example(option: Option) -> tuple[str, Any]:
         ([], {}, "host: {a: 1}", "config.yaml: host must be a text"),
         ([], {}, "offline: perhaps", "config.yaml: offline must be true or false, got 'perhaps'"),
         ([], {"FASTSERVE_OFFLINE": "perhaps"}, "", "FASTSERVE_OFFLINE must be true or false"),
-        (["--kv-dtype", "f8"], {}, "", "--kv-dtype must be one of auto, f32, bf16, got 'f8'"),
+        (["--kv-dtype", "f8"], {}, "", "--kv-dtype must be one of auto, f32, bf16, int8, got 'f8'"),
         (["--kv-cache-bytes", "many"], {}, "", "--kv-cache-bytes must be a size"),
         (["--drain-timeout", "soon"], {}, "", "--drain-timeout must be a number"),
         ([], {}, "prot: 1", "config.yaml: unknown option 'prot'; did you mean port?"),

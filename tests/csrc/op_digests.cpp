@@ -7,6 +7,7 @@
 #include <exception>
 #include <string>
 
+#include "program/kv_type.h"
 #include "sample_batch.h"
 #include "weights/packed_buffer.h"
 #include "weights/packed_layout.h"
@@ -106,10 +107,11 @@ void attention(const OpTable& ops, KvType type, int32_t e, int32_t num_heads, in
                int32_t window) {
     constexpr int32_t kLength = 300, kMaxBlocks = (kLength + kBlockSize - 1) / kBlockSize;
     const int32_t width = num_kv_heads * e, ldq = num_heads * e;
-    const std::string name = std::string(type == KvType::f32 ? "f32" : "bf16") + "_E" + text(e) + "_H" +
-                             text(num_heads) + "_K" + text(num_kv_heads) + "_W" + text(window);
-    const size_t bytes = static_cast<size_t>(kMaxBlocks * width * kBlockSize) * (type == KvType::f32 ? 4 : 2);
-    std::vector<uint8_t> k_cache(bytes), v_cache(bytes);
+    const std::string name = std::string(kv_type_name(type)) + "_E" + text(e) + "_H" + text(num_heads) +
+                             "_K" + text(num_kv_heads) + "_W" + text(window);
+    const int64_t num_head_blocks = kMaxBlocks * num_kv_heads;
+    std::vector<uint8_t> k_cache(static_cast<size_t>(num_head_blocks * key_block_bytes(type, e))),
+        v_cache(static_cast<size_t>(num_head_blocks * value_block_bytes(type, e)));
     const KvCache cache{k_cache.data(), v_cache.data(), type, kMaxBlocks, num_kv_heads, e};
     Ints table, stored, row_slot(kLength, 0);
     for (int32_t i = 0; i < kMaxBlocks; ++i) table.push_back(kMaxBlocks - 1 - i);
@@ -149,9 +151,9 @@ void attention(const OpTable& ops, KvType type, int32_t e, int32_t num_heads, in
 }
 
 void attentions(const OpTable& ops) {
-    for (const KvType type : {KvType::f32, KvType::bf16}) {
+    for (const KvType type : {KvType::f32, KvType::bf16, KvType::int8}) {
         attention(ops, type, 64, 9, 3, 0);
-        attention(ops, type, 34, 3, 1, 37);
+        attention(ops, type, type == KvType::int8 ? 36 : 34, 3, 1, 37);
         attention(ops, type, 80, 4, 4, 260);
     }
 }

@@ -1,6 +1,7 @@
 // The row-wise kernels on every ISA against plain double loops: the same bits for any number of threads.
 #include <algorithm>
 #include <cstring>
+#include <tuple>
 
 #include "on_isas.h"
 
@@ -213,6 +214,36 @@ void store_kv_fills_exactly_the_rows_places(const OpTable& ops) {
     }
 }
 
+void rotary_store_kv_is_both_of_them(const OpTable& ops) {
+    const int32_t e = 24, heads = 5, kv_heads = 2, rotary_dim = 20, rows = 7, blocks = 3;
+    const Ints slots(rows, 0), positions = {14, 15, 16, 17, 18, 31, 40}, tables = {2, 0, 1};
+    const KvIndex index{slots.data(), positions.data(), tables.data(), blocks};
+    const Floats inv_freq = random_floats(rotary_dim / 2, 9), v = random_floats(rows * kv_heads * e, 8);
+    for (const KvType type : {KvType::f32, KvType::bf16, KvType::int8}) {
+        const size_t k_bytes = static_cast<size_t>(blocks * kv_heads * key_block_bytes(type, e)),
+                     v_bytes = static_cast<size_t>(blocks * kv_heads * value_block_bytes(type, e));
+        const auto run = [&](int threads, auto&& op) {
+            Floats q = random_floats(rows * heads * e, 5), k = random_floats(rows * kv_heads * e, 6);
+            std::vector<uint8_t> kept(k_bytes + v_bytes);
+            const KvCache cache{kept.data(), kept.data() + k_bytes, type, blocks, kv_heads, e};
+            const RotaryArgs rotary{q.data(),        heads * e, k.data(), kv_heads * e, positions.data(),
+                                    inv_freq.data(), rows,      heads,    kv_heads,     e,
+                                    rotary_dim};
+            const StoreKvArgs store{k.data(), kv_heads * e, v.data(), kv_heads * e, cache, index, rows};
+            op(rotary, store, threads);
+            return std::make_tuple(q, k, kept);
+        };
+        const auto apart = run(1, [&](const RotaryArgs& rotary, const StoreKvArgs& store, int threads) {
+            run_op(ops.rotary, rotary, threads);
+            run_op(ops.store_kv, store, threads);
+        });
+        for (const int threads : kThreadCounts)
+            CHECK(apart == run(threads, [&](const RotaryArgs& rotary, const StoreKvArgs& store, int count) {
+                      run_op(ops.rotary_store_kv, RotaryStoreKvArgs{rotary, store}, count);
+                  }));
+    }
+}
+
 void silu_mul_matches_the_formula(const OpTable& ops) {
     for (const int32_t f : {1, 15, 130, 384}) {
         const int32_t rows = 3;
@@ -254,6 +285,7 @@ int main() {
     for_each_isa(rms_norm_matches_the_formula);
     for_each_isa(rotary_is_exact_at_any_position);
     for_each_isa(store_kv_fills_exactly_the_rows_places);
+    for_each_isa(rotary_store_kv_is_both_of_them);
     for_each_isa(silu_mul_matches_the_formula);
     for_each_isa(select_rows_copies);
     return failures() != 0;

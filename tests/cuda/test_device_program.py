@@ -14,6 +14,7 @@ from fastserve.config import EngineConfig
 from fastserve.cuda import device_program
 from fastserve.errors import RankLostError
 from fastserve.step import GREEDY, BlockGrant, Chunk, SlotOpening, Step
+from fastserve.testing.convert import convert
 from fastserve.testing.fake_cuda import FakeRuntime
 from fastserve.worker.sizing import plan_execution
 from fastserve.worker.step_codec import StepEncoder, decode_result
@@ -76,6 +77,16 @@ def test_answers_are_those_of_the_cpu_engine(pair: Pair, params: SamplingParams)
             assert own.sampled.rank == other.sampled.rank
             assert own.sampled.logprob == pytest.approx(other.sampled.logprob, abs=2e-6)
             assert [top.token_id for top in own.top] == [top.token_id for top in other.top]
+
+
+def test_a_sliding_window_is_that_of_the_cpu_engine(smollm2_path: Path, tmp_path: Path) -> None:
+    path = convert(smollm2_path, tmp_path / "windowed.gguf", "Q8_0", num_layers=2, sliding_window=7)
+    params = SamplingParams(max_tokens=8, temperature=0.0)
+    with open_llm(path, FakeRuntime(), **LIMITS) as gpu, LLM(str(path), num_threads=1, **LIMITS) as cpu:
+        ours, theirs = (
+            [output.outputs[0].token_ids for output in llm.generate(PROMPTS, params)] for llm in (gpu, cpu)
+        )
+    assert ours == theirs
 
 
 def test_a_decode_step_replays_two_graphs_and_enqueues_nothing_else_of_the_model(pair: Pair) -> None:

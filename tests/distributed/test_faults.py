@@ -110,7 +110,7 @@ FAULTS = {
         Fault(rank=0, action="kill", op="matmul_all_reduce", call=3, segment=2, epoch=2),
     ],
     "stopped": [Fault(rank=1, action="stop", op="matmul_all_reduce", call=400, segment=2)],
-    "merely late": [Fault(rank=1, action="delay", op="rotary", call=100, amount=0.2)],
+    "merely late": [Fault(rank=1, action="delay", op="rotary_store_kv", call=100, amount=0.2)],
     "merely slow": [Fault(rank=1, action="slow", call=0, amount=2)],
 }
 NO_LOSS = ("merely late", "merely slow")

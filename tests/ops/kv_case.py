@@ -41,8 +41,7 @@ def make_case(
     num_blocks = len(lengths) * max_blocks + 1
     order = torch.randperm(num_blocks, generator=generator, dtype=torch.int32)
     cache = KvCache.empty(num_blocks, num_kv_heads, head_dim, dtype)
-    cache.k.fill_(torch.nan)
-    cache.v.fill_(torch.nan)
+    erase(cache)
     return KvCase(
         q=torch.randn(num_rows, num_heads * head_dim, generator=generator),
         k=torch.randn(num_rows, num_kv_heads * head_dim, generator=generator),
@@ -59,13 +58,18 @@ def make_case(
     )
 
 
+def erase(cache: KvCache) -> None:
+    """Fills it with NaN: in codes, the scales."""
+    for tensor in (cache.k, cache.v):
+        tensor.fill_(0xFF if tensor.dtype == torch.uint8 else torch.nan)
+
+
 def moved(case: KvCase, device: torch.device, dtype: torch.dtype) -> KvCase:
     """The same case on a device, in the layout that keys have there, all of it of one dtype; its cache is all NaN."""
     q, k, v = (tensor.to(device, dtype) for tensor in (case.q, case.k, case.v))
     num_blocks, num_kv_heads, _, head_dim = case.cache.v.shape
     cache = KvCache.empty(num_blocks, num_kv_heads, head_dim, dtype, device)
-    cache.k.fill_(torch.nan)
-    cache.v.fill_(torch.nan)
+    erase(cache)
     index = KvIndex(*(t.to(device) for t in (case.index.row_slot, case.index.positions, case.index.tables)))
     return KvCase(q, k, v, cache, index, case.kv_of_head.to(device))
 

@@ -11,8 +11,8 @@ from fastserve.ops import KvCache, KvIndex, reference
 from .kv_case import make_case
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("lengths", "heads"), [((1,), (1, 2)), ((5, 33), (2, 18)), ((130, 7), (3, 64))])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.uint8])
+@pytest.mark.parametrize(("lengths", "heads"), [((1,), (1, 4)), ((5, 33), (2, 20)), ((130, 7), (3, 64))])
 def test_fast_equals_slow(
     isa: str,
     generator: torch.Generator,
@@ -39,6 +39,15 @@ def test_reads_columns_of_a_wider_matrix(generator: torch.Generator) -> None:
     fastserve.ops.store_kv(k, v, case.cache, case.index)
     reference.store_kv(case.k, case.v, slow, case.index)
     torch.testing.assert_close(case.cache.k, slow.k, rtol=0, atol=0, equal_nan=True)
+
+
+def test_a_gpus_backend_refuses_codes_and_says_what_it_keeps(
+    generator: torch.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = make_case(generator, (5,), num_heads=2, num_kv_heads=2, head_dim=8, dtype=torch.uint8)
+    monkeypatch.setenv("FASTSERVE_BACKEND", "triton")
+    with pytest.raises(ValueError, match=r"cache\.v must be contiguous float32 or bfloat16 or float16 \["):
+        fastserve.ops.store_kv(case.k, case.v, case.cache, case.index)
 
 
 def test_passes_opcheck(generator: torch.Generator) -> None:

@@ -283,10 +283,15 @@ def test_chat_answers_a_pipe() -> None:
     assert "Paris" in ran.stdout
 
 
-def test_plan_prints_a_line_per_rank() -> None:
-    command = [*SERVE[:3], "plan", MODEL, "--offline", "--devices", "3"]
-    ran = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
-    assert len(ran.stdout.splitlines()) == 4
+def test_plan_prints_a_line_per_rank_and_what_its_kv_cache_holds() -> None:
+    command = [*SERVE[:3], "plan", MODEL, "--offline", "--devices", "3", "--kv-dtype", "int8"]
+    ran = subprocess.run(
+        [*command, "--kv-cache-bytes", "1GiB"], capture_output=True, text=True, timeout=60, check=True
+    )
+    header, *ranks, kv = ran.stdout.splitlines()
+    assert header.startswith("rank")
+    assert len(ranks) == 3
+    assert kv == "KV cache: int8, 11.6 KiB a token, 90368 tokens in 1024 MiB"
 
 
 def test_model_files_are_called_by_their_name(smollm2_path: Path) -> None:

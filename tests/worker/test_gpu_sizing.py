@@ -56,6 +56,11 @@ def test_what_the_user_gives_counts(monkeypatch: pytest.MonkeyPatch, smollm2_pat
     )
 
 
+def test_codes_of_8_bits_are_refused(monkeypatch: pytest.MonkeyPatch, smollm2_path: Path) -> None:
+    with pytest.raises(ValueError, match="kv_dtype int8 is for CPUs: GPUs keep f32 or bf16"):
+        planned(monkeypatch, smollm2_path, [80_000], kv_dtype="int8")
+
+
 @pytest.mark.parametrize(
     ("mebibytes", "message"),
     [

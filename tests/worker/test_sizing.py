@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from fastserve.config import EngineConfig
+from fastserve.distributed.rank_program import open_model
 from fastserve.errors import CapacityError
 from fastserve.worker import sizing
 from fastserve.worker.sizing import plan_execution
@@ -43,6 +45,23 @@ def test_what_does_not_fit_is_named_with_the_numbers(
 ) -> None:
     with pytest.raises(CapacityError, match=f"{part}.* and 1000 are free; lower max_num_tokens"):
         planned(smollm2_path, **options)
+
+
+def test_codes_of_8_bits_nearly_double_the_tokens(smollm2_path: Path) -> None:
+    options = {"kv_cache_bytes": 300 * MIB, "max_num_seqs": 512}
+    bf16, int8 = (planned(smollm2_path, kv_dtype=kind, **options).settings for kind in ("bf16", "int8"))
+    assert int8.kv_type == "int8"
+    assert 1.9 < int8.num_blocks / bf16.num_blocks < 2
+
+
+def test_codes_of_8_bits_need_heads_that_they_fit(
+    smollm2_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = open_model(str(smollm2_path))
+    odd = model._replace(config=replace(model.config, head_dim=66, rotary_dim=66))
+    monkeypatch.setattr(sizing, "open_model", lambda path: odd)
+    with pytest.raises(ValueError, match=r"multiples of 4, the model's is 66: it can be f32 or bf16"):
+        planned(smollm2_path, kv_dtype="int8")
 
 
 def test_weights_that_do_not_fit_are_named(smollm2_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

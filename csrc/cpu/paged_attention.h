@@ -1,0 +1,79 @@
+// What the walk over the keys of a paged_attention (paged_attention.cpp) shares with the arithmetic of each
+// type of KV cache.
+#pragma once
+
+#include "cpu/simd.h"
+#include "ops.h"
+
+namespace fastserve::FASTSERVE_ISA_NAMESPACE {
+
+constexpr int32_t kMaxQueries = 32;  // of one pass: 32 KB of running values, half of L1 at head dim 256
+constexpr int32_t kRegisterQueries = kNumRegisters < 32 ? 4 : 6;  // that share a loaded vector
+constexpr int32_t kPartitionBlocks = kPartitionSize / kBlockSize;
+
+struct Query {
+    int32_t begin, end;  // positions of the keys it sees
+    float* out;
+    float highest, sum;  // of the partitions so far
+};
+
+// A query as it is multiplied. Element is the cache's: float, uint16_t for bfloat16, uint8_t for codes.
+template <class Element>
+struct Operand {
+    alignas(64) Element q[kMaxHeadDim];
+};
+
+// In 14 bits, as the activations of quantised weights (cpu/matmul.h): code = 128 * high + low.
+template <>
+struct Operand<uint8_t> {
+    alignas(64) int8_t high[kMaxHeadDim];
+    alignas(64) int8_t low[kMaxHeadDim];
+    float scale;
+    int32_t base;  // what the integer products with keys lack
+};
+
+template <class Element>
+struct Pass {
+    Query queries[kMaxQueries];
+    int32_t num_queries;
+    alignas(64) float values[kMaxQueries][kMaxHeadDim];  // running weighted sums
+    Operand<Element> operands[kMaxQueries];
+};
+
+// The blocks of one partition for one KV head.
+template <class Element>
+struct Partition {
+    int32_t begin;  // position of its first key
+    const Element* k[kPartitionBlocks];
+    const Element* v[kPartitionBlocks];
+};
+
+// Keys of a partition, from its first one on.
+struct Span {
+    int32_t begin, end;
+};
+inline Span keys_seen(const Query& query, int32_t partition_begin) {
+    const int32_t begin = query.begin - partition_begin, end = query.end - partition_begin;
+    return {begin > 0 ? begin : 0, end < kPartitionSize ? end : kPartitionSize};
+}
+
+// Accumulators beside one query: 16 Vecs in all where a Vec is one register of 32; where it is two of 16, at
+// most 6, so that nothing spills.
+template <class V>
+constexpr int32_t accumulators_per_query(int32_t num_queries) {
+    if constexpr (requires(V a) { a.v; }) return 4;
+    return num_queries == 1 ? 4 : num_queries < 4 ? 2 : 1;
+}
+
+// The running (highest, sum, values) and a partition's, brought to one maximum and added.
+void merge(Query* query, float* values, float highest, float sum, const float* part, int32_t e);
+
+// Codes of q [e], whose dimensions are mixed.
+void load_query(const float* q, int32_t e, Operand<uint8_t>* to);
+
+// Takes a partition's keys up into the queries idx[0 .. num), all of which see some of them; num <=
+// kRegisterQueries.
+void attend(const Partition<uint8_t>& partition, int32_t e, float scale, Pass<uint8_t>* pass,
+            const int32_t* idx, int32_t num);
+
+}  // namespace fastserve::FASTSERVE_ISA_NAMESPACE

@@ -1,0 +1,278 @@
+// paged_attention over keys and values of 8 bits. Both products are of integers, exact in any order.
+//
+// Scores: a query becomes codes of 14 bits, two digits (cpu/matmul.h), so that keys alone decide how exact a
+// score is: key scale * query scale * (sum over dimensions of code * code).
+//
+// Values: in a partition, e^(score - highest) of a key times the scale of its values is what its codes are
+// multiplied with, in 14 bits of the largest such product of the partition. What is smaller than half a step,
+// a 16,000th, is lost; all that is lost together is below 1.6 % of the largest product.
+//
+// Memory beyond a query's keys holds codes, which a weight of 0 ends, and scales, which lanes of others never
+// meet.
+#include "cpu/hadamard.h"
+#include "cpu/matmul.h"
+#include "cpu/paged_attention.h"
+
+namespace fastserve::FASTSERVE_ISA_NAMESPACE {
+
+namespace {
+
+constexpr int32_t kBytes = 4;  // that one multiplication adds to a lane: dimensions of a key, keys of a value
+constexpr float kSmallestStep = 1e-37f;  // below, values are as good as 0, and 1 / step is not finite
+constexpr float kNan = __builtin_nanf("");
+constexpr int32_t kInfinity = 0x7f800000;  // as integers, NaN lies above
+
+// As accumulators_per_query, but for many queries fewer: digits of each lie in a register too.
+constexpr int32_t sums_per_query(int32_t num_queries) {
+    const int32_t most = num_queries <= 3 ? 4 : 2, fit = accumulators_per_query<Vec>(num_queries);
+    return fit < most ? fit : most;
+}
+
+// A query's weights in a partition.
+struct Weights {
+    alignas(64) int8_t high[kPartitionSize];
+    alignas(64) int8_t low[kPartitionSize];
+    float step;
+    int32_t base;  // what the integer products with values lack
+};
+
+FASTSERVE_INLINE void store_digits(VecI codes, int8_t* high, int8_t* low) {
+    const VecI upper = shift_right_signed<kDigitBits>(add(codes, splat(int32_t{1 << (kDigitBits - 1)})));
+    store_low8(high, upper);
+    store_low8(low, sub(codes, shift_left<kDigitBits>(upper)));
+}
+
+// 1 / step, or 0 where all that is divided by it is as good as 0.
+FASTSERVE_INLINE Vec per_step(float step) {
+    return splat(step < kSmallestStep ? 0.0f : 1.0f / step);
+}
+
+// dot_u8 takes kOffsetU8 from bytes that stand for u - 128.
+FASTSERVE_INLINE int32_t missing(VecI sum_of_codes) {
+    return reduce_add(sum_of_codes) * (kOffsetU8 - 128);
+}
+
+FASTSERVE_INLINE Vec key_scales(const uint8_t* key_block, int32_t e) {
+    return load_bf16(reinterpret_cast<const uint16_t*>(key_block + e * kBlockSize));
+}
+FASTSERVE_INLINE Vec value_scales(const uint8_t* key_block, int32_t e) {
+    return load_bf16(reinterpret_cast<const uint16_t*>(key_block + e * kBlockSize) + kBlockSize);
+}
+
+// scores[j][16 b ..] of `kBlocks` blocks from b on. Few queries wait for memory: a line of the blocks' values
+// v is then fetched for each line of their keys.
+template <int kQueries, int kBlocks>
+void score_blocks(const Operand<uint8_t>* const* q, const uint8_t* const* k, int32_t e, float scale,
+                  float (*scores)[kPartitionSize], int32_t b, const uint8_t* const* v) {
+    VecI sums[kQueries][kBlocks];
+#pragma GCC unroll 8
+    for (int j = 0; j < kQueries; ++j)
+#pragma GCC unroll 8
+        for (int n = 0; n < kBlocks; ++n) sums[j][n] = zero_i();
+    for (int32_t i = 0; i < e; i += kBytes) {
+#pragma GCC unroll 8
+        for (int n = 0; n < kBlocks; ++n) {
+            if constexpr (kQueries <= 3) prefetch(v[b + n] + i * kBlockSize);
+            const VecI keys = operand_u8(load(k[b + n] + i * kBlockSize));
+#pragma GCC unroll 8
+            for (int j = 0; j < kQueries; ++j)
+                sums[j][n] = dot_u8(sums[j][n], keys, broadcast4(q[j]->high + i));
+        }
+    }
+#pragma GCC unroll 8
+    for (int j = 0; j < kQueries; ++j)
+#pragma GCC unroll 8
+        for (int n = 0; n < kBlocks; ++n)
+            sums[j][n] = add(shift_left<kDigitBits>(sums[j][n]), splat(q[j]->base));
+    for (int32_t i = 0; i < e; i += kBytes) {
+#pragma GCC unroll 8
+        for (int n = 0; n < kBlocks; ++n) {
+            const VecI keys = operand_u8(load(k[b + n] + i * kBlockSize));
+#pragma GCC unroll 8
+            for (int j = 0; j < kQueries; ++j)
+                sums[j][n] = dot_u8(sums[j][n], keys, broadcast4(q[j]->low + i));
+        }
+    }
+#pragma GCC unroll 8
+    for (int n = 0; n < kBlocks; ++n) {
+        const Vec of_keys = key_scales(k[b + n], e);
+#pragma GCC unroll 8
+        for (int j = 0; j < kQueries; ++j)
+            store(scores[j] + (b + n) * kBlockSize,
+                  mul(to_float(sums[j][n]), mul(of_keys, splat(q[j]->scale * scale))));
+    }
+}
+
+// Of scores [begin, end) of a partition, e^(score - highest): their sum, and what values are multiplied with;
+// 0 outside.
+void weigh(float* scores, Span seen, const uint8_t* const* k, int32_t e, Weights* weights, float* highest,
+           float* sum) {
+    const Vec nothing = splat(-__builtin_inff());
+    const int32_t first = seen.begin / kBlockSize, last = (seen.end - 1) / kBlockSize;
+    const auto select_seen = [&](int32_t b, Vec lanes, Vec others) {
+        if (b == first) lanes = select_below(seen.begin - b * kBlockSize, others, lanes);
+        if (b == last) lanes = select_below(seen.end - b * kBlockSize, lanes, others);
+        return lanes;
+    };
+    Vec top = nothing;
+    for (int32_t b = first; b <= last; ++b) {
+        const Vec score = select_seen(b, load(scores + b * kBlockSize), nothing);
+        store(scores + b * kBlockSize, score);
+        top = max(score, top);
+    }
+    *highest = reduce_max(top);
+    Vec total = zero();
+    VecI largest = zero_i();  // products are not negative: ordered as integers, and NaN is above all
+    for (int32_t b = first; b <= last; ++b) {
+        const Vec weight = exp_weight(sub(load(scores + b * kBlockSize), splat(*highest)));
+        total = add(total, weight);
+        const Vec product = select_seen(b, mul(weight, value_scales(k[b], e)), zero());
+        store(scores + b * kBlockSize, product);
+        largest = max(largest, as_int(product));
+    }
+    *sum = reduce_add(total);
+    __builtin_memset(weights, 0, sizeof *weights);
+    const int32_t magnitude = reduce_max(largest);
+    weights->step = magnitude < kInfinity ? __builtin_bit_cast(float, magnitude) / kMaxCode : kNan;
+    if (magnitude >= kInfinity) return;
+    const Vec factor = per_step(weights->step);
+    VecI sum_of_codes = zero_i();
+    for (int32_t b = first; b <= last; ++b) {
+        const VecI codes = to_int(mul(load(scores + b * kBlockSize), factor));
+        sum_of_codes = add(sum_of_codes, codes);
+        store_digits(codes, weights->high + b * kBlockSize, weights->low + b * kBlockSize);
+    }
+    weights->base = missing(sum_of_codes);
+}
+
+// Bytes of 16 dimensions of 4 values, or of the last ones.
+template <bool kWhole>
+FASTSERVE_INLINE VecI load_values(const uint8_t* v, int32_t num_dims) {
+    if constexpr (kWhole) return load(v);
+    alignas(64) uint8_t bytes[kLanes * kBytes] = {};
+    __builtin_memcpy(bytes, v, static_cast<size_t>(num_dims * kBytes));
+    return load(bytes);
+}
+
+// sums[j][n] += digits[j][key] * the values of blocks [first, end), dimensions [d + 16 n, ..).
+template <int kQueries, int kVecs, bool kWhole>
+FASTSERVE_INLINE void add_digit(const int8_t* const* digits, const uint8_t* const* v, int32_t first,
+                                int32_t end, int32_t e, int32_t d, VecI (&sums)[kQueries][kVecs]) {
+    for (int32_t key = first * kBlockSize; key < end * kBlockSize; key += kBytes) {
+        const uint8_t* row = v[key / kBlockSize] + (key % kBlockSize / kBytes * e + d) * kBytes;
+#pragma GCC unroll 8
+        for (int n = 0; n < kVecs; ++n) {
+            const VecI values = operand_u8(load_values<kWhole>(row + n * kLanes * kBytes, e - d));
+#pragma GCC unroll 8
+            for (int j = 0; j < kQueries; ++j)
+                sums[j][n] = dot_u8(sums[j][n], values, broadcast4(digits[j] + key));
+        }
+    }
+}
+
+// parts[j][d ..] = weights[j] * the values of blocks [first, end); kVecs vectors wide.
+template <int kQueries, int kVecs, bool kWhole = true>
+void multiply_values(const Weights* weights, const uint8_t* const* v, int32_t first, int32_t end, int32_t e,
+                     int32_t d, float (*parts)[kMaxHeadDim]) {
+    VecI sums[kQueries][kVecs];
+    const int8_t *high[kQueries], *low[kQueries];
+#pragma GCC unroll 8
+    for (int j = 0; j < kQueries; ++j) {
+        high[j] = weights[j].high;
+        low[j] = weights[j].low;
+#pragma GCC unroll 8
+        for (int n = 0; n < kVecs; ++n) sums[j][n] = zero_i();
+    }
+    add_digit<kQueries, kVecs, kWhole>(high, v, first, end, e, d, sums);
+#pragma GCC unroll 8
+    for (int j = 0; j < kQueries; ++j)
+#pragma GCC unroll 8
+        for (int n = 0; n < kVecs; ++n)
+            sums[j][n] = add(shift_left<kDigitBits>(sums[j][n]), splat(weights[j].base));
+    add_digit<kQueries, kVecs, kWhole>(low, v, first, end, e, d, sums);
+#pragma GCC unroll 8
+    for (int j = 0; j < kQueries; ++j)
+#pragma GCC unroll 8
+        for (int n = 0; n < kVecs; ++n)
+            store(parts[j] + d + n * kLanes, mul(to_float(sums[j][n]), splat(weights[j].step)));
+}
+
+template <int kQueries>
+void multiply_all_values(const Weights* weights, const uint8_t* const* v, int32_t first, int32_t end,
+                         int32_t e, float (*parts)[kMaxHeadDim]) {
+    constexpr int32_t kVecs = sums_per_query(kQueries);
+    int32_t d = 0;
+    for (; d + kVecs * kLanes <= e; d += kVecs * kLanes)
+        multiply_values<kQueries, kVecs>(weights, v, first, end, e, d, parts);
+    for (; d + kLanes <= e; d += kLanes) multiply_values<kQueries, 1>(weights, v, first, end, e, d, parts);
+    if (d < e) multiply_values<kQueries, 1, false>(weights, v, first, end, e, d, parts);
+}
+
+template <int kQueries>
+void attend_together(const Partition<uint8_t>& partition, int32_t e, float scale, Pass<uint8_t>* pass,
+                     const int32_t* idx) {
+    alignas(64) float scores[kQueries][kPartitionSize];
+    alignas(64) float parts[kQueries][kMaxHeadDim];
+    Weights weights[kQueries];
+    const Operand<uint8_t>* q[kQueries];
+    Span seen[kQueries];
+    int32_t begin = kPartitionSize, end = 0;
+    for (int j = 0; j < kQueries; ++j) {
+        q[j] = &pass->operands[idx[j]];
+        seen[j] = keys_seen(pass->queries[idx[j]], partition.begin);
+        begin = seen[j].begin < begin ? seen[j].begin : begin;
+        end = seen[j].end > end ? seen[j].end : end;
+    }
+    constexpr int32_t kBlocks = sums_per_query(kQueries);
+    const int32_t first_block = begin / kBlockSize, end_block = (end + kBlockSize - 1) / kBlockSize;
+    int32_t b = first_block;
+    for (; b + kBlocks <= end_block; b += kBlocks)
+        score_blocks<kQueries, kBlocks>(q, partition.k, e, scale, scores, b, partition.v);
+    for (; b < end_block; ++b) score_blocks<kQueries, 1>(q, partition.k, e, scale, scores, b, partition.v);
+    float highest[kQueries], sums[kQueries];
+    for (int j = 0; j < kQueries; ++j)
+        weigh(scores[j], seen[j], partition.k, e, &weights[j], &highest[j], &sums[j]);
+    multiply_all_values<kQueries>(weights, partition.v, first_block, end_block, e, parts);
+    for (int j = 0; j < kQueries; ++j)
+        merge(&pass->queries[idx[j]], pass->values[idx[j]], highest[j], sums[j], parts[j], e);
+}
+
+}  // namespace
+
+void load_query(const float* q, int32_t e, Operand<uint8_t>* to) {
+    alignas(64) float mixed[kMaxHeadDim + kLanes];
+    mix(q, e, mixed);
+    store(mixed + e, zero());  // the lanes behind the last dimension
+    VecI largest = zero_i();   // magnitudes are ordered as integers, and NaN is above all
+    for (int32_t d = 0; d < e; d += kLanes) largest = max(largest, as_int(abs(load(mixed + d))));
+    const int32_t magnitude = reduce_max(largest);
+    if (magnitude >= kInfinity) {
+        __builtin_memset(to, 0, sizeof *to);
+        to->scale = kNan;
+        return;
+    }
+    const float step = __builtin_bit_cast(float, magnitude) / kMaxCode;
+    const Vec factor = per_step(step);
+    VecI sum_of_codes = zero_i();
+    for (int32_t d = 0; d < e; d += kLanes) {
+        const VecI codes = to_int(mul(load(mixed + d), factor));
+        sum_of_codes = add(sum_of_codes, codes);
+        store_digits(codes, to->high + d, to->low + d);
+    }
+    to->scale = step / static_cast<float>(num_mixed(e));  // a power of two
+    to->base = missing(sum_of_codes);
+}
+
+void attend(const Partition<uint8_t>& partition, int32_t e, float scale, Pass<uint8_t>* pass,
+            const int32_t* idx, int32_t num) {
+    if (num == 1) return attend_together<1>(partition, e, scale, pass, idx);
+    if (num == 2) return attend_together<2>(partition, e, scale, pass, idx);
+    if (num == 3) return attend_together<3>(partition, e, scale, pass, idx);
+    if constexpr (kRegisterQueries == 6) {
+        if (num == 5) return attend_together<5>(partition, e, scale, pass, idx);
+        if (num == 6) return attend_together<6>(partition, e, scale, pass, idx);
+    }
+    attend_together<4>(partition, e, scale, pass, idx);
+}
+
+}  // namespace fastserve::FASTSERVE_ISA_NAMESPACE
