@@ -9,6 +9,7 @@ __version__: str
 BLOCK_SIZE: int
 
 Address = tuple[int, int]  # byte offset in a program's arena, row stride in elements
+Operand = tuple[int, str]  # byte offset of the scratch of the matmul that reads a result, type of its weight
 
 class GgufTensor:
     name: str
@@ -179,18 +180,35 @@ class Program:
     def add_kv_cache(self, type: str, group: int, num_kv_heads: int, head_dim: int) -> KvCache: ...
     def add_embed(self, table: int, gguf_type: int, row_bytes: int, d: int, out: Address) -> None: ...
     def add_rms_norm(
-        self, rows: str, x: Address | None, residual: Address, weight: list[float], eps: float, out: Address
+        self,
+        rows: str,
+        x: Address | None,
+        residual: Address,
+        weight: list[float],
+        eps: float,
+        out: Address | None,
+        operand: Operand | None = ...,
     ) -> None: ...
-    def add_matmul(self, rows: str, x: Address, w: PackedWeight, y: Address, scratch: int) -> None: ...
+    def add_matmul(
+        self,
+        rows: str,
+        x: Address | None,
+        w: PackedWeight,
+        scratch: int,
+        y: Address | None,
+        epilogue: str = ...,
+        operand: Operand | None = ...,
+    ) -> None: ...
     def add_matmul_all_reduce(
         self,
-        x: Address,
+        x: Address | None,
         w: PackedWeight,
-        y: Address,
         scratch: int,
+        y: Address | None,
         residual: Address | None = ...,
         norm: list[float] = ...,
         eps: float = ...,
+        operand: Operand | None = ...,
     ) -> None: ...
     def add_rotary(
         self, q: Address, k: Address, inv_freq: list[float], num_heads: int, num_kv_heads: int, head_dim: int
@@ -204,9 +222,12 @@ class Program:
         kv_of_head: list[int],
         scale: float,
         window: int,
-        out: Address,
+        out: Address | None,
+        operand: Operand | None = ...,
     ) -> None: ...
-    def add_silu_mul(self, x: Address, f: int, out: Address) -> None: ...
+    def add_silu_mul(
+        self, x: Address, f: int, out: Address | None, operand: Operand | None = ...
+    ) -> None: ...
     def add_select_rows(self, x: Address, d: int, out: Address) -> None: ...
     def add_sample(self, logits: Address, n: int, vocab_begin: int, scratch: int) -> None: ...
 

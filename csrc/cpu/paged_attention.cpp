@@ -17,6 +17,7 @@
 // lane by lane and replaced by -inf before they meet another lane; values there are not multiplied, not even
 // by 0.
 #include "cpu/kernels.h"
+#include "cpu/matmul_operand.h"
 #include "cpu/simd.h"
 
 namespace fastserve::FASTSERVE_ISA_NAMESPACE {
@@ -40,7 +41,8 @@ constexpr int32_t accumulators_per_query(int32_t num_queries) {
 
 struct Query {
     int32_t begin, end;  // positions of the keys it sees
-    float* out;
+    int64_t row;
+    int32_t head;
     float highest, sum;  // of the partitions so far
 };
 
@@ -326,11 +328,14 @@ void run_pass(const PagedAttentionArgs& args, int32_t slot, int32_t kv_head, Pas
             attend_any(partition, e, args.scale, pass, idx + i,
                        num - i < kRegisterQueries ? num - i : kRegisterQueries);
     }
+    const OperandWriter operand(args.operand, args.rows, args.num_heads * e);
     for (int32_t i = 0; i < pass->num_queries; ++i) {
         const Query& query = pass->queries[i];
+        float* const out = args.out ? args.out + query.row * args.ldo + query.head * e : pass->values[i];
         for (int32_t d = 0; d < e; d += kLanes)
-            store_n(query.out + d, div(load(pass->values[i] + d), splat(query.sum)),
+            store_n(out + d, div(load(pass->values[i] + d), splat(query.sum)),
                     e - d < kLanes ? e - d : kLanes);
+        operand.write(query.row, query.head * e, (query.head + 1) * e, out);
     }
 }
 
@@ -354,8 +359,8 @@ void attend_tile(const PagedAttentionArgs& args, int64_t begin, int64_t end, int
         for (int64_t t = begin; t < end; ++t) {
             for (int32_t head = first; head < h; ++head) {
                 load_query(args.q + t * args.ldq + head * e, e, pass.q[pass.num_queries]);
-                pass.queries[pass.num_queries++] = {first_key(args, t), args.index.positions[t] + 1,
-                                                    args.out + t * args.ldo + head * e, 0.0f, 0.0f};
+                pass.queries[pass.num_queries++] = {
+                    first_key(args, t), args.index.positions[t] + 1, t, head, 0.0f, 0.0f};
             }
         }
         run_pass(args, args.index.row_slot[begin], kv_head, &pass);

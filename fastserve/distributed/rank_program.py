@@ -11,7 +11,8 @@ from fastserve.errors import WeightFileError
 from fastserve.models.config import ModelConfig, read_config
 from fastserve.models.llama import LlamaInputs, LlamaWeights, Shard, forward
 from fastserve.models.names import EMBEDDING
-from fastserve.program.recorder import Address, FusedWeight, LayerCache, Recorder
+from fastserve.program.recorder import Recorder
+from fastserve.program.values import Address, FusedWeight, LayerCache
 
 KV_GROUP = 0  # every layer of a llama attends to everything: one group
 

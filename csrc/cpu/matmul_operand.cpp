@@ -1,18 +1,11 @@
-// Phase 1 of a matmul: activations in the number format that the weights ask for.
-#include "cpu/matmul.h"
+// Activations in the number format that the weights ask for.
+#include "cpu/matmul_operand.h"
+
+#include "cpu/matmul_tiles.h"
 #include "cpu/simd.h"
 
 namespace fastserve::FASTSERVE_ISA_NAMESPACE {
 namespace {
-
-struct Range {
-    int64_t begin, end;
-};
-
-Range part_of(int64_t total, const Worker& worker) {
-    return {total * worker.thread_idx / worker.num_threads,
-            total * (worker.thread_idx + 1) / worker.num_threads};
-}
 
 // The limits matter only for denormal scales, which are coarse.
 VecI to_codes(Vec quotients, float limit) {
@@ -77,55 +70,62 @@ void store_codes(ByteBlock& to, const Codes& codes) {
     to.base = codes.base;
 }
 
-template <class Block, int32_t kOffset>
-void quantise(const MatmulArgs& args, const Worker& worker) {
-    const int32_t max_code = args.activation_bits == 8 ? kMaxByteCode : kMaxCode;
-    const int64_t blocks = args.w.k / kQuantBlock;
-    auto* const to = static_cast<Block*>(args.scratch);
-    const Range range = part_of(args.rows * blocks, worker);
-    for (int64_t i = range.begin; i < range.end; ++i)
-        store_codes(to[i], quantise_block(args.x + i / blocks * args.ldx + i % blocks * kQuantBlock,
-                                          args.w.type, max_code, kOffset));
-}
-
-// Rows are padded with zero to an even number of weights.
-void round_bf16(const MatmulArgs& args, const Worker& worker) {
-    const int64_t k = args.w.k, ld = (k + 1) / 2 * 2, vectors = (k + kLanes - 1) / kLanes;
-    const Range range = part_of(args.rows * vectors, worker);
-    for (int64_t i = range.begin; i < range.end; ++i) {
-        const int64_t row = i / vectors, column = i % vectors * kLanes;
-        const float* x = args.x + row * args.ldx + column;
-        uint16_t* to = static_cast<uint16_t*>(args.scratch) + row * ld + column;
-        if (column + kLanes <= k) {
-            store_bf16(to, load(x));
-            continue;
-        }
-        for (int64_t j = 0; j < ld - column; ++j) to[j] = column + j < k ? to_bf16(x[j]) : uint16_t{0};
-    }
-}
-
 }  // namespace
 
-void matmul_prepare(const MatmulArgs& args, const Worker& worker) {
-    switch (args.w.type) {
+OperandFormat operand_format(WeightType type, int32_t activation_bits, int32_t rows) {
+    switch (type) {
         case WeightType::f32:
         case WeightType::f16:
-            return;
+            return OperandFormat::floats;
         case WeightType::bf16:
-            round_bf16(args, worker);
-            break;
+            return OperandFormat::bf16;
         case WeightType::q8:
         case WeightType::q4:
         case WeightType::q4m:
-            if (is_wide(args))
-                quantise<WideBlock, 0>(args, worker);
-            else if (num_digits(args) == 2)
-                quantise<QuantisedBlock, kOffsetU8>(args, worker);
-            else
-                quantise<ByteBlock, kOffsetU8>(args, worker);
             break;
     }
-    team_barrier(worker);
+    if (activation_bits == 8 && (kDotU8TakesBytes || type != WeightType::q8)) return OperandFormat::one_digit;
+    return kHasDotS16 && rows > kMaxTileRows ? OperandFormat::wide : OperandFormat::two_digits;
+}
+
+OperandWriter::OperandWriter(const MatmulOperand& operand, int32_t rows, int32_t k)
+    : data_(operand.data),
+      type_(operand.type),
+      max_code_(operand.activation_bits == 8 ? kMaxByteCode : kMaxCode),
+      k_(k),
+      format_(operand.data ? operand_format(operand.type, operand.activation_bits, rows)
+                           : OperandFormat::floats) {}
+
+template <class Block, int32_t kOffset>
+void OperandWriter::quantise(int64_t row, int32_t begin, int32_t end, const float* x) const {
+    Block* to = static_cast<Block*>(data_) + (row * k_ + begin) / kQuantBlock;
+    for (int32_t i = begin; i < end; i += kQuantBlock, x += kQuantBlock)
+        store_codes(*to++, quantise_block(x, type_, max_code_, kOffset));
+}
+
+void OperandWriter::round_bf16(int64_t row, int32_t begin, int32_t end, const float* x) const {
+    const int64_t ld = (k_ + 1) / 2 * 2;
+    uint16_t* const to = static_cast<uint16_t*>(data_) + row * ld + begin;
+    const int32_t n = end - begin;
+    int32_t i = 0;
+    for (; i + kLanes <= n; i += kLanes) store_bf16(to + i, load(x + i));
+    for (; i < n; ++i) to[i] = to_bf16(x[i]);
+    if (end == k_ && ld > k_) to[n] = 0;
+}
+
+void OperandWriter::write(int64_t row, int32_t begin, int32_t end, const float* x) const {
+    switch (format_) {
+        case OperandFormat::floats:
+            return;
+        case OperandFormat::bf16:
+            return round_bf16(row, begin, end, x);
+        case OperandFormat::one_digit:
+            return quantise<ByteBlock, kOffsetU8>(row, begin, end, x);
+        case OperandFormat::two_digits:
+            return quantise<QuantisedBlock, kOffsetU8>(row, begin, end, x);
+        case OperandFormat::wide:
+            return quantise<WideBlock, 0>(row, begin, end, x);
+    }
 }
 
 }  // namespace fastserve::FASTSERVE_ISA_NAMESPACE
