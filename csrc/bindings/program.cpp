@@ -250,7 +250,7 @@ py::object take_passes(const Program& p) {
         const size_t num_threads = pass.spans.size() / costs.size();
         for (size_t i = 0; i < pass.spans.size(); ++i)
             spans[i / num_threads].emplace_back(pass.spans[i].begin_ns, pass.spans[i].end_ns);
-        taken.append(py::make_tuple(pass.num_tokens, pass.num_samples, costs, spans));
+        taken.append(py::make_tuple(pass.num_tokens, pass.num_samples, pass.num_barriers, costs, spans));
     }
     return taken;
 }
@@ -312,7 +312,7 @@ void bind_program(py::module_& m) {
         .def("record_timeline", &Program::record_timeline, "Times every pass from now on.")
         .def(
             "take_passes", &take_passes,
-            "The passes since the last time: (num_tokens, num_samples, costs, spans). Of each\n"
+            "The passes since the last time: (num_tokens, num_samples, num_barriers, costs, spans). Of each\n"
             "op the bytes and operations, and of each of its threads when it began and ended, in ns of\n"
             "time.monotonic_ns; zeros for an op without rows. None if no timeline is recorded.")
         .def("allocate_arena", &Program::allocate_arena, py::arg("num_bytes"))

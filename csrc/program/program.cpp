@@ -125,15 +125,16 @@ void Program::run_timed(size_t idx, const Worker& worker) {
     timeline_->add(idx, worker.thread_idx, {begin_ns, Timeline::now_ns()});
 }
 
-void Program::end_timed_pass() {
+void Program::end_timed_pass(uint32_t num_barriers) {
     std::vector<OpCost> costs;
     for (const Op& op : ops_) costs.push_back(cost_of(op.args, rows_of(op)));
-    timeline_->end_pass(slots_.num_tokens(), slots_.num_samples(), std::move(costs));
+    timeline_->end_pass(slots_.num_tokens(), slots_.num_samples(), num_barriers, std::move(costs));
 }
 
 bool Program::replay(Team& team) {
     last_op_.store(ops_.size(), std::memory_order_relaxed);
     if (timeline_) timeline_->begin_pass(ops_.size(), team.size());
+    const uint32_t barriers_before = team.num_barriers();
     team.run([this](const Worker& worker) {
         for (size_t i = 0; i < ops_.size(); ++i) {
             if (worker.thread_idx == 0) begin_op(i);
@@ -142,12 +143,13 @@ bool Program::replay(Team& team) {
             else
                 run(ops_[i], worker);
             if (worker.thread_idx == 0) end_op(i);
+            if (i + 1 == ops_.size()) return;  // a run ends in a barrier
             team_barrier(worker);
             if (i >= last_op_.load(std::memory_order_relaxed)) return;
         }
     });
     if (exchange_ && exchange_->failed()) return false;
-    if (timeline_) end_timed_pass();
+    if (timeline_) end_timed_pass(team.num_barriers() - barriers_before);
     slots_.commit();
     return true;
 }

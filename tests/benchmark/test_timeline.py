@@ -52,6 +52,15 @@ def test_a_step_is_told_op_by_op(llm: LLM) -> None:
         assert all(0 <= span.waited <= span.end - span.begin for span in one.spans)
 
 
+def test_a_decode_step_waits_no_more_often_than_its_ops_depend_on_each_other(llm: LLM) -> None:
+    """Two of a layer's barriers are inside its row-parallel matmuls, between the sum and its norm."""
+    _, decode, _ = passes_of(llm, [[5, 6, 7, 8]], 3)
+    inside = (
+        2 * NUM_LAYERS + 2
+    )  # logits are made of rows that a copy has chosen, which are prepared; sample merges
+    assert decode.num_barriers == len(decode.spans) + inside
+
+
 def test_an_op_costs_what_it_reads_and_multiplies(llm: LLM) -> None:
     prefill, decode, _ = passes_of(llm, [[5, 6, 7, 8]], 3)
 
@@ -84,7 +93,7 @@ def test_without_a_timeline_there_is_nothing_to_take(short_model: Path) -> None:
 def one_pass(at: float) -> Pass:
     slow = OpSpan("matmul", "q8 2x2", Work(1e7, 4e8, "int8"), ((at, at + 3e-3), (at + 1e-3, at + 4e-3)))
     quick = OpSpan("embed", "2", Work(1e6, 0, "f32"), ((at + 5e-3, at + 6e-3), (at + 5e-3, at + 5e-3)))
-    return Pass(1, 1, (slow, quick))
+    return Pass(1, 1, 7, (slow, quick))
 
 
 def test_lines_hold_the_medians_of_a_step() -> None:
@@ -100,6 +109,7 @@ def test_lines_hold_the_medians_of_a_step() -> None:
     assert matmul.roof_share == pytest.approx(0.25)
     assert embed.waited == pytest.approx(0.5)
     text = table([one_pass(0.0)], ROOFS)
+    assert "7 barriers" in text
     assert [line.split()[0] for line in text.splitlines()] == [
         "op",
         "matmul",
