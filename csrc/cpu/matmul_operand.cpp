@@ -8,11 +8,11 @@ namespace fastserve::FASTSERVE_ISA_NAMESPACE {
 namespace {
 
 // The limits matter only for denormal scales, which are coarse.
-VecI to_codes(Vec quotients, float limit) {
+FASTSERVE_INLINE VecI to_codes(Vec quotients, float limit) {
     return to_int(min(splat(limit), max(splat(-limit), quotients)));
 }
 
-void store_digits(QuantisedBlock& to, int at, VecI codes) {
+FASTSERVE_INLINE void store_digits(QuantisedBlock& to, int at, VecI codes) {
     const VecI high = shift_right_signed<kDigitBits>(add(codes, splat(int32_t{1 << (kDigitBits - 1)})));
     store_low8(to.high + at, high);
     store_low8(to.low + at, sub(codes, shift_left<kDigitBits>(high)));
@@ -25,7 +25,7 @@ struct Codes {
 };
 
 // Codes up to max_code. offset: what the dot products take from the codes of q8 weights by themselves.
-Codes quantise_block(const float* x, WeightType type, int32_t max_code, int32_t offset) {
+FASTSERVE_INLINE Codes quantise_block(const float* x, WeightType type, int32_t max_code, int32_t offset) {
     // As integers, magnitudes are ordered like floats, and NaN is above all: it ends up in the scale.
     const VecI magnitudes = max(as_int(abs(load(x))), as_int(abs(load(x + kLanes))));
     const auto limit = static_cast<float>(max_code);
@@ -42,14 +42,14 @@ Codes quantise_block(const float* x, WeightType type, int32_t max_code, int32_t 
     return codes;
 }
 
-void store_codes(QuantisedBlock& to, const Codes& codes) {
+FASTSERVE_INLINE void store_codes(QuantisedBlock& to, const Codes& codes) {
     store_digits(to, 0, codes.first);
     store_digits(to, kLanes, codes.second);
     to.scale = codes.scale;
     to.base = codes.base;
 }
 
-void store_codes(WideBlock& to, const Codes& codes) {
+FASTSERVE_INLINE void store_codes(WideBlock& to, const Codes& codes) {
     uint64_t fours[kQuantBlock / 4];
     store_low16(reinterpret_cast<uint16_t*>(fours), codes.first);
     store_low16(reinterpret_cast<uint16_t*>(fours + kLanes / 4), codes.second);
@@ -63,7 +63,7 @@ void store_codes(WideBlock& to, const Codes& codes) {
 // Codes of one digit.
 struct ByteBlock : QuantisedBlock {};
 
-void store_codes(ByteBlock& to, const Codes& codes) {
+FASTSERVE_INLINE void store_codes(ByteBlock& to, const Codes& codes) {
     store_low8(to.high, codes.first);
     store_low8(to.high + kLanes, codes.second);
     to.scale = codes.scale;
