@@ -41,7 +41,7 @@ void matmul_prepare(const MatmulArgs& args, const Worker& worker);
 void matmul_tile(const MatmulArgs& args, int row_begin, int row_end, int panel_begin, int panel_end, float* y,
                  int64_t ldy);
 
-// y or its operand from silu(gate) * up, where the product of w's two halves is [gate | up].
+// The product with the epilogue silu_mul, by the whole team. To be called after matmul_prepare.
 void matmul_silu_mul(const MatmulArgs& args, const Worker& worker);
 
 // matmul_tile for one kind of weight: matmul_plain.cpp (f32, f16, bf16) and matmul_quantised.cpp (q8, q4,

@@ -15,7 +15,7 @@ from fastserve.benchmark.timeline import BETWEEN, OpSpan, Pass, summarise, table
 from fastserve.worker.executor import LocalExecutor
 
 ROOFS = Roofs("none", 2, 10.0, {"f32": 100.0, "bf16": 200.0, "int8": 400.0}, Placement("single"))
-HIDDEN, NUM_LAYERS = 576, 2
+HIDDEN, FEED_FORWARD, NUM_LAYERS = 576, 1536, 2
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +71,8 @@ def test_an_op_costs_what_it_reads_and_multiplies(llm: LLM) -> None:
     shape, work = works(prefill, "matmul_all_reduce")[0]
     assert shape == f"q8 {HIDDEN}x{HIDDEN}"
     assert work == Work(HIDDEN // 16 * panel_bytes + 4 * 4 * 2 * HIDDEN, 2 * 4 * HIDDEN * HIDDEN, "int8")
+    work = next(work for shape, work in works(prefill, "matmul") if shape == f"q8 {2 * FEED_FORWARD}x{HIDDEN}")
+    assert work.num_bytes == 2 * FEED_FORWARD // 16 * panel_bytes + 4 * 4 * (HIDDEN + FEED_FORWARD)
     heads, kv_heads, head_dim = 9, 3, 64
     shape, work = works(decode, "paged_attention")[0]
     assert shape == f"bf16 {heads}x{head_dim}"
