@@ -57,6 +57,7 @@ struct MatmulOperand {
     void* data = nullptr;  // that matmul's scratch; null: nothing is written
     WeightType type = WeightType::f32;
     int32_t activation_bits = 14;
+    int32_t copy_rows = 0;  // up to so many, each thread writes a copy of its own: see operand_copy_bytes
 };
 
 // out[T, D] = table[token_ids]: rows in the file's own layout (GGUF type id), dequantised.
@@ -98,6 +99,7 @@ struct MatmulArgs {
     void* scratch;                 // matmul_scratch_bytes(type, rows, k), shared by the team
     int32_t activation_bits = 14;  // of the codes that quantised weights are multiplied with: 14 or 8
     bool prepared = false;         // scratch holds x, written by the op that made it; x itself is not read
+    int32_t copy_rows = 0;         // as that op's operand has it
     Epilogue epilogue = Epilogue::none;
     MatmulOperand operand = {};  // of y, with an epilogue
 };
@@ -310,6 +312,9 @@ struct SampleArgs {
 };
 
 int64_t matmul_scratch_bytes(WeightType type, int64_t rows, int64_t k);
+// Between the copies of an operand of up to copy_rows rows, one for each thread of a team. What a thread made
+// for itself needs no barrier: matmul_all_reduce with a norm, in a group of one, leaves such for matmul.
+int64_t operand_copy_bytes(WeightType type, int64_t copy_rows, int64_t k);
 int64_t sample_scratch_bytes(int32_t num_threads, int32_t vocab_size);
 
 struct OpTable {

@@ -9,7 +9,8 @@ __version__: str
 BLOCK_SIZE: int
 
 Address = tuple[int, int]  # byte offset in a program's arena, row stride in elements
-Operand = tuple[int, str]  # byte offset of the scratch of the matmul that reads a result, type of its weight
+# Byte offset of the scratch of the matmul that reads a result, type of its weight, copy_rows.
+Operand = tuple[int, str, int]
 
 class GgufTensor:
     name: str
@@ -55,6 +56,7 @@ def packed_type(gguf_type: int) -> str: ...
 def isas() -> list[tuple[str, bool, str]]: ...
 def isa() -> str: ...
 def matmul_scratch_bytes(w: PackedWeight, rows: int) -> int: ...
+def operand_copy_bytes(w: PackedWeight, copy_rows: int) -> int: ...
 def sample_scratch_bytes(num_threads: int, vocab_size: int) -> int: ...
 
 FLAG_BYTES: int
@@ -198,6 +200,7 @@ class Program:
         y: Address | None,
         epilogue: str = ...,
         operand: Operand | None = ...,
+        copy_rows: int = ...,
     ) -> None: ...
     def add_matmul_all_reduce(
         self,

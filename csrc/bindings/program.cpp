@@ -7,7 +7,6 @@
 #include <string>
 #include <tuple>
 #include <unordered_map>
-#include <utility>
 #include <vector>
 
 #include "bindings/bindings.h"
@@ -50,12 +49,13 @@ struct OptionalFloats {
     }
 };
 
-// Where the scratch of the matmul that reads a result lies (bytes), and the type of its weight.
-using Operand = std::optional<std::pair<size_t, std::string>>;
+// Where the scratch of the matmul that reads a result lies (bytes), the type of its weight, copy_rows.
+using Operand = std::optional<std::tuple<size_t, std::string, int>>;
 
 MatmulOperand operand_of(const Program& p, const Operand& operand) {
     if (!operand) return {};
-    return {p.buffer(operand->first), find_weight_type(operand->second), p.activation_bits()};
+    const auto& [offset, type, copy_rows] = *operand;
+    return {p.buffer(offset), find_weight_type(type), p.activation_bits(), copy_rows};
 }
 
 MatmulArgs matmul_args(Program& p, const std::optional<py::tuple>& x, const PackedBuffer& w, size_t scratch,
@@ -111,8 +111,9 @@ Epilogue epilogue_of(const std::string& name) {
 
 void add_matmul(Program& p, const std::string& rows, const std::optional<py::tuple>& x, const PackedBuffer& w,
                 size_t scratch, const std::optional<py::tuple>& y, const std::string& epilogue,
-                const Operand& operand) {
+                const Operand& operand, int copy_rows) {
     MatmulArgs args = matmul_args(p, x, w, scratch, y);
+    args.copy_rows = copy_rows;
     args.epilogue = epilogue_of(epilogue);
     args.operand = operand_of(p, operand);
     p.append({rows_of(rows), args});
@@ -293,6 +294,9 @@ void bind_program(py::module_& m) {
     m.def("matmul_scratch_bytes", [](const PackedBuffer& w, int64_t rows) {
         return matmul_scratch_bytes(w.view().type, rows, w.view().k);
     });
+    m.def("operand_copy_bytes", [](const PackedBuffer& w, int64_t copy_rows) {
+        return operand_copy_bytes(w.view().type, copy_rows, w.view().k);
+    });
     m.def("sample_scratch_bytes", &sample_scratch_bytes);
     py::class_<KvCache>(m, "KvCache").def_readonly("num_blocks", &KvCache::num_blocks);
     py::class_<Program, std::shared_ptr<Program>>(m, "Program")
@@ -328,7 +332,8 @@ void bind_program(py::module_& m) {
              "out None: the operand alone.")
         .def("add_matmul", &add_matmul, py::keep_alive<1, 4>(), py::arg("rows"), py::arg("x"), py::arg("w"),
              py::arg("scratch"), py::arg("y"), py::arg("epilogue") = "none", py::arg("operand") = py::none(),
-             "x None: the op that makes it has written its operand to the scratch.")
+             py::arg("copy_rows") = 0,
+             "x None: the op that makes it has written its operand to the scratch, with these copy_rows.")
         .def("add_matmul_all_reduce", &add_matmul_all_reduce, py::keep_alive<1, 3>(), py::arg("x"),
              py::arg("w"), py::arg("scratch"), py::arg("y"), py::arg("residual") = py::none(),
              py::arg("norm") = std::vector<float>(), py::arg("eps") = 0.0f, py::arg("operand") = py::none(),

@@ -72,7 +72,9 @@ void matmul_tile(const MatmulArgs& args, int row_begin, int row_end, int panel_b
         matmul_tile_plain(args, part, y, ldy);
 }
 
-void matmul(const MatmulArgs& args, const Worker& worker) {
+void matmul(const MatmulArgs& shared, const Worker& worker) {
+    MatmulArgs args = shared;
+    args.scratch = own_copy(args.scratch, args.w.type, args.copy_rows, args.rows, args.w.k, worker);
     matmul_prepare(args, worker);
     if (args.epilogue == Epilogue::silu_mul) return matmul_silu_mul(args, worker);
     const int panels = ceil_div(args.w.n, kPanel);

@@ -56,7 +56,11 @@ void matmul_alone(const MatmulAllReduceArgs& args, const Worker& worker) {
     matmul_prepare(args.matmul, worker);
     add_product(args, worker);
     team_barrier(worker);
-    norm_rows(norm_of(args), 0, args.matmul.rows, worker);
+    RmsNormArgs norm = norm_of(args);
+    MatmulOperand& operand = norm.operand;
+    const bool copies = norm.rows <= operand.copy_rows;
+    operand.data = own_copy(operand.data, operand.type, operand.copy_rows, norm.rows, norm.d, worker);
+    norm_rows(norm, 0, norm.rows, copies ? Worker{worker.team, 0, 1} : worker);
 }
 
 }  // namespace

@@ -36,6 +36,13 @@ class OperandWriter {
     OperandFormat format_;
 };
 
+// This thread's copy of an operand: the only one where there are more than copy_rows rows.
+inline void* own_copy(void* data, WeightType type, int32_t copy_rows, int32_t rows, int32_t k,
+                      const Worker& worker) {
+    if (rows > copy_rows) return data;
+    return static_cast<uint8_t*>(data) + worker.thread_idx * operand_copy_bytes(type, copy_rows, k);
+}
+
 // A block of 32 quantised activations; an operand is [rows, k / 32] of them.
 //
 // A code is the nearest even of x / scale, in 14 bits: two digits of base 128, code = 128 * high + low, each

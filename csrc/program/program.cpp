@@ -68,6 +68,12 @@ int32_t Program::rows_of(const Op& op) const {
     return op.rows == Rows::tokens ? slots_.num_tokens() : slots_.num_samples();
 }
 
+// Whether every thread goes on with what it has made for itself.
+bool Program::leaves_copies(const Op& op) const {
+    const auto* args = std::get_if<MatmulAllReduceArgs>(&op.args);
+    return args && args->norm.operand.copy_rows > 0 && rows_of(op) <= args->norm.operand.copy_rows;
+}
+
 void Program::run(const Op& op, const Worker& worker) {
     const OpTable& table = table_;
     const int32_t rows = rows_of(op);
@@ -144,6 +150,7 @@ bool Program::replay(Team& team) {
                 run(ops_[i], worker);
             if (worker.thread_idx == 0) end_op(i);
             if (i + 1 == ops_.size()) return;  // a run ends in a barrier
+            if (leaves_copies(ops_[i])) continue;
             team_barrier(worker);
             if (i >= last_op_.load(std::memory_order_relaxed)) return;
         }

@@ -114,7 +114,12 @@ def record_program(
         )
         for _ in range(config.num_layers)
     )
-    recorder = Recorder(program, max_tokens=settings.max_tokens, max_samples=settings.max_samples)
+    recorder = Recorder(
+        program,
+        max_tokens=settings.max_tokens,
+        max_samples=settings.max_samples,
+        num_copies=num_threads if exchange is None or exchange.size == 1 else 0,
+    )
     inputs = LlamaInputs(
         token_ids=None,
         positions=None,

@@ -61,16 +61,26 @@ class Output:
     op: int
     floats_read: bool = False
     operand: tuple[Value, str] | None = None  # the scratch of those matmuls, and the type of their weights
+    copy_rows: int = 0  # up to so many, each thread makes the operand for itself, if nobody reads floats
+
+    @property
+    def rows_copied(self) -> int:
+        return 0 if self.floats_read else self.copy_rows
 
 
 @dataclass(frozen=True, slots=True)
 class Factors:
-    """What a matmul multiplies; x None: its operand is in the scratch already."""
+    """What a matmul multiplies: x, or the operand that x's op has written to the scratch."""
 
-    x: Value | None
+    x: Value
     w: _C.PackedWeight
     scratch: Value
+    output: Output | None = None  # of that op
 
     @property
     def reads(self) -> list[Value]:
-        return [self.scratch if self.x is None else self.x]
+        return [self.x if self.output is None else self.scratch]
+
+    @property
+    def rows_copied(self) -> int:
+        return 0 if self.output is None else self.output.rows_copied

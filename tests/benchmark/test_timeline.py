@@ -48,17 +48,21 @@ def test_a_step_is_told_op_by_op(llm: LLM) -> None:
         assert all(len(span.threads) == 2 for span in one.spans)
         ends = [span.end for span in one.spans]
         assert ends == sorted(ends)
-        assert all(span.begin >= before.end for before, span in zip(one.spans, one.spans[1:], strict=False))
+        for thread in range(2):
+            times = [time for span in one.spans for time in span.threads[thread]]
+            assert times == sorted(times)
         assert all(0 <= span.waited <= span.end - span.begin for span in one.spans)
 
 
 def test_a_decode_step_waits_no_more_often_than_its_ops_depend_on_each_other(llm: LLM) -> None:
-    """Two of a layer's barriers are inside its row-parallel matmuls, between the sum and its norm."""
     _, decode, _ = passes_of(llm, [[5, 6, 7, 8]], 3)
     inside = (
         2 * NUM_LAYERS + 2
-    )  # logits are made of rows that a copy has chosen, which are prepared; sample merges
-    assert decode.num_barriers == len(decode.spans) + inside
+    )  # row-parallel matmuls norm their sums; logits prepare chosen rows; sample merges
+    left_out = (
+        2 * NUM_LAYERS - 1
+    )  # each thread goes on with the norm that it has made, but for the chosen rows
+    assert decode.num_barriers == len(decode.spans) + inside - left_out
 
 
 def test_an_op_costs_what_it_reads_and_multiplies(llm: LLM) -> None:
@@ -71,7 +75,9 @@ def test_an_op_costs_what_it_reads_and_multiplies(llm: LLM) -> None:
     shape, work = works(prefill, "matmul_all_reduce")[0]
     assert shape == f"q8 {HIDDEN}x{HIDDEN}"
     assert work == Work(HIDDEN // 16 * panel_bytes + 4 * 4 * 2 * HIDDEN, 2 * 4 * HIDDEN * HIDDEN, "int8")
-    work = next(work for shape, work in works(prefill, "matmul") if shape == f"q8 {2 * FEED_FORWARD}x{HIDDEN}")
+    work = next(
+        work for shape, work in works(prefill, "matmul") if shape == f"q8 {2 * FEED_FORWARD}x{HIDDEN}"
+    )
     assert work.num_bytes == 2 * FEED_FORWARD // 16 * panel_bytes + 4 * 4 * (HIDDEN + FEED_FORWARD)
     heads, kv_heads, head_dim = 9, 3, 64
     shape, work = works(decode, "paged_attention")[0]

@@ -27,7 +27,7 @@ class Calls:
         self.made: list[tuple[str, tuple[Any, ...]]] = []
 
     def __getattr__(self, name: str) -> Any:
-        return lambda *args: self.made.append((name, args))
+        return lambda *args, **named: self.made.append((name, (*args, *named.values())))
 
     def of(self, name: str) -> list[tuple[Any, ...]]:
         return [args for op, args in self.made if op == name]
@@ -57,9 +57,9 @@ def test_a_norm_writes_what_the_matmul_behind_it_multiplies(recorder: Recorder, 
     recorder.matmul(hidden, weight(("q4m", 96)))
     recorder.finish()
     ((*_, floats, operand),) = calls.of("add_rms_norm")
-    ((_, x, _, scratch, _),) = calls.of("add_matmul")
+    ((_, x, _, scratch, *_),) = calls.of("add_matmul")
     assert (floats, x) == (None, None)
-    assert operand == (scratch, "q4m")
+    assert operand == (scratch, "q4m", 0)
 
 
 def test_floats_are_written_for_those_who_read_them(recorder: Recorder, calls: Calls) -> None:
@@ -68,7 +68,7 @@ def test_floats_are_written_for_those_who_read_them(recorder: Recorder, calls: C
     recorder.finish()
     ((*_, floats, operand),) = calls.of("add_rms_norm")
     first, other, last = calls.of("add_matmul")
-    assert operand == (first[3], "q4m")
+    assert operand == (first[3], "q4m", 0)
     assert last[3] == first[3]
     assert (first[1], other[1], last[1]) == (None, floats, None)
     assert floats is not None
@@ -103,10 +103,37 @@ def test_an_operand_lives_from_its_producer_to_its_last_matmul(recorder: Recorde
     recorder.matmul(hidden, weight(("q8", 32)))
     recorder.finish()
     first, second = calls.of("add_rms_norm")
-    offset, _ = first[-1]
+    offset, *_ = first[-1]
     floats, _ = second[-2]
     num_bytes = _C.matmul_scratch_bytes(_C.PackedWeight("q8", 32, D), 4)
     assert floats + 4 * D * 4 <= offset or offset + num_bytes <= floats
+
+
+def copied_rows(
+    calls: Calls, *, between: bool = False, floats: bool = False, num_copies: int = 2
+) -> list[int]:
+    """Of the norm behind a product, and of the matmul that reads it."""
+    recorder = Recorder(calls, max_tokens=40, max_samples=4, num_copies=num_copies)  # type: ignore[arg-type]
+    residual, hidden = norm_of_tokens(recorder)
+    down = weight(("q8", D))
+    out = recorder.matmul_all_reduce_add_rms_norm(hidden, down, None, residual, NORM, 1e-5)
+    if between:
+        recorder.rms_norm(residual, NORM, 1e-5)
+    recorder.matmul(out, weight(("q8", 32)))
+    if floats:
+        recorder.select_rows(out, None)
+    recorder.finish()
+    ((*_, (_, _, of_norm)),) = calls.of("add_matmul_all_reduce")
+    return [of_norm, calls.of("add_matmul")[0][-1]]
+
+
+def test_threads_go_on_with_operands_of_their_own_where_nothing_else_needs_a_barrier(calls: Calls) -> None:
+    assert copied_rows(calls) == [2048 // D, 2048 // D]
+
+
+@pytest.mark.parametrize("options", [{"between": True}, {"floats": True}, {"num_copies": 0}], ids=str)
+def test_an_operand_is_shared_where_a_barrier_is_needed(calls: Calls, options: dict[str, Any]) -> None:
+    assert copied_rows(calls, **options) == [0, 0]
 
 
 @pytest.mark.parametrize(
@@ -142,7 +169,7 @@ def test_attention_writes_whole_blocks_of_heads(
 def unfused_logits(path: Path, tokens: Sequence[int], **options: Any) -> torch.Tensor:
     """Every matmul prepares its activations itself, every activation is an op."""
 
-    def factors(self: Recorder, x: Value, w: _C.PackedWeight) -> Factors:
+    def factors(self: Recorder, x: Value, w: _C.PackedWeight, **_: bool) -> Factors:
         return Factors(x, w, self._scratch(_C.matmul_scratch_bytes(w, self._max_rows[x.rows])))
 
     with pytest.MonkeyPatch.context() as patch:
@@ -155,7 +182,7 @@ def unfused_logits(path: Path, tokens: Sequence[int], **options: Any) -> torch.T
 def test_fused_ops_give_the_bits_of_single_ones(type_name: str, smollm2_path: Path, tmp_path: Path) -> None:
     path = convert(smollm2_path, tmp_path / f"{type_name}.gguf", type_name, num_layers=2)
     tokens = [4093, 198, 1780, 314, 260, 3575, 282, 4649] * 5
-    for num_tokens in (1, 40):
+    for num_tokens in (1, 3, 40):  # 3: each thread makes operands for itself; 40: rows share unpacked weights
         expected = unfused_logits(path, tokens[:num_tokens], kv_type="bf16", num_threads=1)
         for num_threads in (1, 2, 3):
             fused = rank_logits(path, tokens[:num_tokens], kv_type="bf16", num_threads=num_threads)
