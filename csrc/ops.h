@@ -52,6 +52,15 @@ struct PackedWeight {
     int64_t panel_bytes;
 };
 
+// Where an op writes its result as the matmul that reads it multiplies it: integer codes for quantised
+// weights, bfloat16 for bf16. The matmul is `prepared` then, and has neither a pass nor a barrier for it.
+struct MatmulOperand {
+    void* data = nullptr;  // that matmul's scratch; null: nothing is written
+    WeightType type = WeightType::f32;
+    int32_t activation_bits = 14;
+    int32_t copy_rows = 0;  // up to so many, each thread writes a copy of its own: see operand_copy_bytes
+};
+
 // out[T, D] = table[token_ids]: rows in the file's own layout (GGUF type id), dequantised.
 struct EmbedArgs {
     const int32_t* token_ids;
@@ -72,20 +81,28 @@ struct RmsNormArgs {
     const float* weight;  // [d]
     float eps;
     int32_t rows, d;
-    float* out;
+    float* out;  // null: the operand alone
     int64_t ldo;
+    MatmulOperand operand = {};
 };
 
+enum class Epilogue : int32_t { none, silu_mul };
+
 // y[M, N] = x[M, K] w^T. Quantised weights: x is quantised to 14 bits per 32; bf16: x is rounded to bf16.
+// silu_mul: w is [gate | up], y[M, N / 2] = silu(x gate^T) * x up^T; N / 2 is a multiple of kQuantBlock.
 struct MatmulArgs {
     const float* x;
     int64_t ldx;
     PackedWeight w;
     int32_t rows;
-    float* y;
+    float* y;  // with an operand or a norm behind it: may be null
     int64_t ldy;
     void* scratch;                 // matmul_scratch_bytes(type, rows, k), shared by the team
     int32_t activation_bits = 14;  // of the codes that quantised weights are multiplied with: 14 or 8
+    bool prepared = false;         // scratch holds x, written by the op that made it; x itself is not read
+    int32_t copy_rows = 0;         // as that op's operand has it
+    Epilogue epilogue = Epilogue::none;
+    MatmulOperand operand = {};  // of y, with an epilogue
 };
 
 // In place on q [rows, H * E] and k [rows, K * E]: pairs (2i, 2i + 1) of a head turn by position *
@@ -168,8 +185,9 @@ struct PagedAttentionArgs {
     int32_t rows, num_heads;
     float scale;
     int32_t window;  // keys a query sees, itself included; 0: all
-    float* out;
+    float* out;      // null: the operand alone
     int64_t ldo;
+    MatmulOperand operand = {};  // only where head_dim is a multiple of kQuantBlock
 };
 
 // out[rows, F] = silu(x[:, :F]) * x[:, F:].
@@ -177,8 +195,9 @@ struct SiluMulArgs {
     const float* x;
     int64_t ldx;
     int32_t rows, f;
-    float* out;
+    float* out;  // null: the operand alone
     int64_t ldo;
+    MatmulOperand operand = {};
 };
 
 // out[s] = x[sample_rows[s]].
@@ -200,7 +219,8 @@ struct AllReduceArgs {
 };
 
 // y[M, N] = sum over ranks of x[M, K_rank] w_rank^T; finished tiles enter the exchange while the next are
-// computed. With a norm, the sum goes straight into its residual, and y gets the normalised rows.
+// computed. With a norm, the sum goes straight into its residual, and y and the norm's operand get the
+// normalised rows.
 struct MatmulAllReduceArgs {
     MatmulArgs matmul;
     Exchange* exchange;
@@ -321,6 +341,9 @@ struct SampleArgs {
 };
 
 int64_t matmul_scratch_bytes(WeightType type, int64_t rows, int64_t k);
+// Between the copies of an operand of up to copy_rows rows, one for each thread of a team. What a thread made
+// for itself needs no barrier: matmul_all_reduce with a norm, in a group of one, leaves such for matmul.
+int64_t operand_copy_bytes(WeightType type, int64_t copy_rows, int64_t k);
 int64_t sample_scratch_bytes(int32_t num_threads, int32_t vocab_size);
 
 struct OpTable {

@@ -9,6 +9,8 @@ __version__: str
 BLOCK_SIZE: int
 
 Address = tuple[int, int]  # byte offset in a program's arena, row stride in elements
+# Byte offset of the scratch of the matmul that reads a result, type of its weight, copy_rows.
+Operand = tuple[int, str, int]
 
 class GgufTensor:
     name: str
@@ -54,6 +56,7 @@ def packed_type(gguf_type: int) -> str: ...
 def isas() -> list[tuple[str, bool, str]]: ...
 def isa() -> str: ...
 def matmul_scratch_bytes(w: PackedWeight, rows: int) -> int: ...
+def operand_copy_bytes(w: PackedWeight, copy_rows: int) -> int: ...
 def sample_scratch_bytes(num_threads: int, vocab_size: int) -> int: ...
 
 FLAG_BYTES: int
@@ -176,23 +179,41 @@ class Program:
     def record_timeline(self) -> None: ...
     def take_passes(
         self,
-    ) -> list[tuple[int, int, list[tuple[int, int]], list[list[tuple[int, int]]]]] | None: ...
+    ) -> list[tuple[int, int, int, list[tuple[int, int]], list[list[tuple[int, int]]]]] | None: ...
     def read_buffer(self, offset: int, num_bytes: int) -> bytes: ...
     def add_kv_cache(self, type: str, group: int, num_kv_heads: int, head_dim: int) -> KvCache: ...
     def add_embed(self, table: int, gguf_type: int, row_bytes: int, d: int, out: Address) -> None: ...
     def add_rms_norm(
-        self, rows: str, x: Address | None, residual: Address, weight: list[float], eps: float, out: Address
+        self,
+        rows: str,
+        x: Address | None,
+        residual: Address,
+        weight: list[float],
+        eps: float,
+        out: Address | None,
+        operand: Operand | None = ...,
     ) -> None: ...
-    def add_matmul(self, rows: str, x: Address, w: PackedWeight, y: Address, scratch: int) -> None: ...
+    def add_matmul(
+        self,
+        rows: str,
+        x: Address | None,
+        w: PackedWeight,
+        scratch: int,
+        y: Address | None,
+        epilogue: str = ...,
+        operand: Operand | None = ...,
+        copy_rows: int = ...,
+    ) -> None: ...
     def add_matmul_all_reduce(
         self,
-        x: Address,
+        x: Address | None,
         w: PackedWeight,
-        y: Address,
         scratch: int,
+        y: Address | None,
         residual: Address | None = ...,
         norm: list[float] = ...,
         eps: float = ...,
+        operand: Operand | None = ...,
     ) -> None: ...
     def add_rotary(
         self, q: Address, k: Address, inv_freq: list[float], num_heads: int, num_kv_heads: int, head_dim: int
@@ -216,9 +237,12 @@ class Program:
         kv_of_head: list[int],
         scale: float,
         window: int,
-        out: Address,
+        out: Address | None,
+        operand: Operand | None = ...,
     ) -> None: ...
-    def add_silu_mul(self, x: Address, f: int, out: Address) -> None: ...
+    def add_silu_mul(
+        self, x: Address, f: int, out: Address | None, operand: Operand | None = ...
+    ) -> None: ...
     def add_select_rows(self, x: Address, d: int, out: Address) -> None: ...
     def add_sample(self, logits: Address, n: int, vocab_begin: int, scratch: int) -> None: ...
 

@@ -118,9 +118,10 @@ MatmulArgs with_scratch(MatmulArgs args, OpRunner& runner) {
 }
 
 void matmul(Address x, int64_t ldx, int32_t rows, Address w, const std::string& type, int32_t n, int32_t k,
-            Address y, int64_t ldy, int32_t activation_bits) {
+            Address y, int64_t ldy, int32_t activation_bits, bool silu_mul) {
     MatmulArgs args = matmul_args(x, ldx, rows, w, type, n, k, y, ldy);
     args.activation_bits = activation_bits;
+    if (silu_mul) args.epilogue = Epilogue::silu_mul;
     runner().run_with_scratch(&OpTable::matmul, [&](OpRunner& runner) { return with_scratch(args, runner); });
 }
 
@@ -281,7 +282,10 @@ void bind_ops(pybind11::module_& m) {
     ops.def("embed", &embed);
     ops.def("rms_norm", &rms_norm);
     ops.def("pack", &fastserve::pack);
-    ops.def("matmul", &matmul);
+    ops.def("matmul", &matmul, py::arg("x"), py::arg("ldx"), py::arg("rows"), py::arg("w"), py::arg("type"),
+            py::arg("n"), py::arg("k"), py::arg("y"), py::arg("ldy"), py::arg("activation_bits"),
+            py::arg("silu_mul") = false,
+            "silu_mul: w is [gate | up], y [rows, n / 2], which must be a multiple of 32 columns.");
     ops.def("rotary", &rotary);
     ops.def("store_kv", &store_kv);
     ops.def("paged_attention", &paged_attention);

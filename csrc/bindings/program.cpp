@@ -3,6 +3,7 @@
 #include <pybind11/stl.h>
 
 #include <memory>
+#include <optional>
 #include <string>
 #include <tuple>
 #include <unordered_map>
@@ -13,6 +14,7 @@
 #include "program/worker_loop.h"
 #include "ring/exchange.h"
 #include "weights/packed_buffer.h"
+#include "weights/packed_layout.h"
 
 namespace py = pybind11;
 using namespace fastserve;
@@ -35,17 +37,40 @@ Buffer buffer_of(const py::tuple& pair) {
     return {pair[0].cast<size_t>(), pair[1].cast<int64_t>()};
 }
 
-MatmulArgs matmul_args(Program& p, const py::tuple& x, const PackedBuffer& w, const py::tuple& y,
-                       size_t scratch) {
-    const Buffer from = buffer_of(x), to = buffer_of(y);
-    return {.x = p.buffer(from.offset),
+// None: no such floats.
+struct OptionalFloats {
+    float* data = nullptr;
+    int64_t ld = 0;
+
+    OptionalFloats(const Program& p, const std::optional<py::tuple>& pair) {
+        if (!pair) return;
+        const Buffer buffer = buffer_of(*pair);
+        data = p.buffer(buffer.offset);
+        ld = buffer.ld;
+    }
+};
+
+// Where the scratch of the matmul that reads a result lies (bytes), the type of its weight, copy_rows.
+using Operand = std::optional<std::tuple<size_t, std::string, int>>;
+
+MatmulOperand operand_of(const Program& p, const Operand& operand) {
+    if (!operand) return {};
+    const auto& [offset, type, copy_rows] = *operand;
+    return {p.buffer(offset), find_weight_type(type), p.activation_bits(), copy_rows};
+}
+
+MatmulArgs matmul_args(Program& p, const std::optional<py::tuple>& x, const PackedBuffer& w, size_t scratch,
+                       const std::optional<py::tuple>& y) {
+    const OptionalFloats from(p, x), to(p, y);
+    return {.x = from.data,
             .ldx = from.ld,
             .w = w.view(),
             .rows = 0,
-            .y = p.buffer(to.offset),
+            .y = to.data,
             .ldy = to.ld,
             .scratch = p.buffer(scratch),
-            .activation_bits = p.activation_bits()};
+            .activation_bits = p.activation_bits(),
+            .prepared = !x};
 }
 
 void add_embed(Program& p, uintptr_t table, int gguf_type, int64_t row_bytes, int d, const py::tuple& out) {
@@ -61,11 +86,12 @@ void add_embed(Program& p, uintptr_t table, int gguf_type, int64_t row_bytes, in
 }
 
 void add_rms_norm(Program& p, const std::string& rows, const std::optional<py::tuple>& x,
-                  const py::tuple& residual, std::vector<float> weight, float eps, const py::tuple& out) {
-    const Buffer r = buffer_of(residual), to = buffer_of(out);
-    const Buffer from = x ? buffer_of(*x) : Buffer{0, 0};
+                  const py::tuple& residual, std::vector<float> weight, float eps,
+                  const std::optional<py::tuple>& out, const Operand& operand) {
+    const Buffer r = buffer_of(residual);
+    const OptionalFloats from(p, x), to(p, out);
     const int d = static_cast<int>(weight.size());
-    p.append({rows_of(rows), RmsNormArgs{.x = x ? p.buffer(from.offset) : nullptr,
+    p.append({rows_of(rows), RmsNormArgs{.x = from.data,
                                          .ldx = from.ld,
                                          .residual = p.buffer(r.offset),
                                          .ldr = r.ld,
@@ -73,25 +99,39 @@ void add_rms_norm(Program& p, const std::string& rows, const std::optional<py::t
                                          .eps = eps,
                                          .rows = 0,
                                          .d = d,
-                                         .out = p.buffer(to.offset),
-                                         .ldo = to.ld}});
+                                         .out = to.data,
+                                         .ldo = to.ld,
+                                         .operand = operand_of(p, operand)}});
 }
 
-void add_matmul(Program& p, const std::string& rows, const py::tuple& x, const PackedBuffer& w,
-                const py::tuple& y, size_t scratch) {
-    p.append({rows_of(rows), matmul_args(p, x, w, y, scratch)});
+Epilogue epilogue_of(const std::string& name) {
+    if (name == "none") return Epilogue::none;
+    if (name == "silu_mul") return Epilogue::silu_mul;
+    throw py::value_error("epilogue must be 'none' or 'silu_mul', got '" + name + "'");
 }
 
-void add_matmul_all_reduce(Program& p, const py::tuple& x, const PackedBuffer& w, const py::tuple& y,
-                           size_t scratch, const std::optional<py::tuple>& residual, std::vector<float> norm,
-                           float eps) {
-    MatmulAllReduceArgs args{matmul_args(p, x, w, y, scratch), p.exchange()};
+void add_matmul(Program& p, const std::string& rows, const std::optional<py::tuple>& x, const PackedBuffer& w,
+                size_t scratch, const std::optional<py::tuple>& y, const std::string& epilogue,
+                const Operand& operand, int copy_rows) {
+    MatmulArgs args = matmul_args(p, x, w, scratch, y);
+    args.copy_rows = copy_rows;
+    args.epilogue = epilogue_of(epilogue);
+    args.operand = operand_of(p, operand);
+    p.append({rows_of(rows), args});
+}
+
+void add_matmul_all_reduce(Program& p, const std::optional<py::tuple>& x, const PackedBuffer& w,
+                           size_t scratch, const std::optional<py::tuple>& y,
+                           const std::optional<py::tuple>& residual, std::vector<float> norm, float eps,
+                           const Operand& operand) {
+    MatmulAllReduceArgs args{matmul_args(p, x, w, scratch, y), p.exchange()};
     if (residual) {
         const Buffer r = buffer_of(*residual);
         args.norm.residual = p.buffer(r.offset);
         args.norm.ldr = r.ld;
         args.norm.weight = p.keep(std::move(norm));
         args.norm.eps = eps;
+        args.norm.operand = operand_of(p, operand);
     }
     p.append({Rows::tokens, args});
 }
@@ -147,8 +187,10 @@ void add_rotary_store_kv(Program& p, const py::tuple& q, const py::tuple& k, con
 }
 
 void add_paged_attention(Program& p, const py::tuple& q, const KvCache& cache, int group,
-                         std::vector<int> kv_of_head, float scale, int window, const py::tuple& out) {
-    const Buffer qb = buffer_of(q), to = buffer_of(out);
+                         std::vector<int> kv_of_head, float scale, int window,
+                         const std::optional<py::tuple>& out, const Operand& operand) {
+    const Buffer qb = buffer_of(q);
+    const OptionalFloats to(p, out);
     const int num_heads = static_cast<int>(kv_of_head.size());
     p.append({Rows::tokens, PagedAttentionArgs{.q = p.buffer(qb.offset),
                                                .ldq = qb.ld,
@@ -159,18 +201,22 @@ void add_paged_attention(Program& p, const py::tuple& q, const KvCache& cache, i
                                                .num_heads = num_heads,
                                                .scale = scale,
                                                .window = window,
-                                               .out = p.buffer(to.offset),
-                                               .ldo = to.ld}});
+                                               .out = to.data,
+                                               .ldo = to.ld,
+                                               .operand = operand_of(p, operand)}});
 }
 
-void add_silu_mul(Program& p, const py::tuple& x, int f, const py::tuple& out) {
-    const Buffer from = buffer_of(x), to = buffer_of(out);
+void add_silu_mul(Program& p, const py::tuple& x, int f, const std::optional<py::tuple>& out,
+                  const Operand& operand) {
+    const Buffer from = buffer_of(x);
+    const OptionalFloats to(p, out);
     p.append({Rows::tokens, SiluMulArgs{.x = p.buffer(from.offset),
                                         .ldx = from.ld,
                                         .rows = 0,
                                         .f = f,
-                                        .out = p.buffer(to.offset),
-                                        .ldo = to.ld}});
+                                        .out = to.data,
+                                        .ldo = to.ld,
+                                        .operand = operand_of(p, operand)}});
 }
 
 void add_select_rows(Program& p, const py::tuple& x, int d, const py::tuple& out) {
@@ -221,7 +267,7 @@ py::object take_passes(const Program& p) {
         const size_t num_threads = pass.spans.size() / costs.size();
         for (size_t i = 0; i < pass.spans.size(); ++i)
             spans[i / num_threads].emplace_back(pass.spans[i].begin_ns, pass.spans[i].end_ns);
-        taken.append(py::make_tuple(pass.num_tokens, pass.num_samples, costs, spans));
+        taken.append(py::make_tuple(pass.num_tokens, pass.num_samples, pass.num_barriers, costs, spans));
     }
     return taken;
 }
@@ -264,6 +310,9 @@ void bind_program(py::module_& m) {
     m.def("matmul_scratch_bytes", [](const PackedBuffer& w, int64_t rows) {
         return matmul_scratch_bytes(w.view().type, rows, w.view().k);
     });
+    m.def("operand_copy_bytes", [](const PackedBuffer& w, int64_t copy_rows) {
+        return operand_copy_bytes(w.view().type, copy_rows, w.view().k);
+    });
     m.def("sample_scratch_bytes", &sample_scratch_bytes);
     m.def(
         "kv_block_bytes",
@@ -289,10 +338,11 @@ void bind_program(py::module_& m) {
         .def_property_readonly("ops", &describe_ops,
                                "(name, shape, arithmetic) of each, in the order in which they run.")
         .def("record_timeline", &Program::record_timeline, "Times every pass from now on.")
-        .def("take_passes", &take_passes,
-             "The passes since the last time: (num_tokens, num_samples, costs, spans). Of each op the bytes\n"
-             "and operations, and of each of its threads when it began and ended, in ns of\n"
-             "time.monotonic_ns; zeros for an op without rows. None if no timeline is recorded.")
+        .def(
+            "take_passes", &take_passes,
+            "The passes since the last time: (num_tokens, num_samples, num_barriers, costs, spans). Of each\n"
+            "op the bytes and operations, and of each of its threads when it began and ended, in ns of\n"
+            "time.monotonic_ns; zeros for an op without rows. None if no timeline is recorded.")
         .def("allocate_arena", &Program::allocate_arena, py::arg("num_bytes"))
         .def("read_buffer", &read_buffer, py::arg("offset"), py::arg("num_bytes"))
         .def("commit_faults", &commit_faults, py::arg("faults"),
@@ -302,21 +352,26 @@ void bind_program(py::module_& m) {
         .def("add_embed", &add_embed, py::arg("table"), py::arg("gguf_type"), py::arg("row_bytes"),
              py::arg("d"), py::arg("out"))
         .def("add_rms_norm", &add_rms_norm, py::arg("rows"), py::arg("x"), py::arg("residual"),
-             py::arg("weight"), py::arg("eps"), py::arg("out"))
+             py::arg("weight"), py::arg("eps"), py::arg("out"), py::arg("operand") = py::none(),
+             "out None: the operand alone.")
         .def("add_matmul", &add_matmul, py::keep_alive<1, 4>(), py::arg("rows"), py::arg("x"), py::arg("w"),
-             py::arg("y"), py::arg("scratch"))
+             py::arg("scratch"), py::arg("y"), py::arg("epilogue") = "none", py::arg("operand") = py::none(),
+             py::arg("copy_rows") = 0,
+             "x None: the op that makes it has written its operand to the scratch, with these copy_rows.")
         .def("add_matmul_all_reduce", &add_matmul_all_reduce, py::keep_alive<1, 3>(), py::arg("x"),
-             py::arg("w"), py::arg("y"), py::arg("scratch"), py::arg("residual") = py::none(),
-             py::arg("norm") = std::vector<float>(), py::arg("eps") = 0.0f,
-             "With a residual and a norm's weight: y is the norm of residual + sum.")
+             py::arg("w"), py::arg("scratch"), py::arg("y"), py::arg("residual") = py::none(),
+             py::arg("norm") = std::vector<float>(), py::arg("eps") = 0.0f, py::arg("operand") = py::none(),
+             "With a residual and a norm's weight: y is the norm of residual + sum. x as in add_matmul.")
         .def("add_rotary", &add_rotary, py::arg("q"), py::arg("k"), py::arg("inv_freq"), py::arg("num_heads"),
              py::arg("num_kv_heads"), py::arg("head_dim"))
         .def("add_store_kv", &add_store_kv, py::arg("k"), py::arg("v"), py::arg("cache"), py::arg("group"))
         .def("add_rotary_store_kv", &add_rotary_store_kv, py::arg("q"), py::arg("k"), py::arg("v"),
              py::arg("inv_freq"), py::arg("num_heads"), py::arg("cache"), py::arg("group"))
         .def("add_paged_attention", &add_paged_attention, py::arg("q"), py::arg("cache"), py::arg("group"),
-             py::arg("kv_of_head"), py::arg("scale"), py::arg("window"), py::arg("out"))
-        .def("add_silu_mul", &add_silu_mul, py::arg("x"), py::arg("f"), py::arg("out"))
+             py::arg("kv_of_head"), py::arg("scale"), py::arg("window"), py::arg("out"),
+             py::arg("operand") = py::none())
+        .def("add_silu_mul", &add_silu_mul, py::arg("x"), py::arg("f"), py::arg("out"),
+             py::arg("operand") = py::none())
         .def("add_select_rows", &add_select_rows, py::arg("x"), py::arg("d"), py::arg("out"))
         .def("add_sample", &add_sample, py::arg("logits"), py::arg("n"), py::arg("vocab_begin"),
              py::arg("scratch"));

@@ -3,6 +3,7 @@
 
 #include "cpu/kernels.h"
 #include "cpu/matmul_tiles.h"
+#include "cpu/share.h"
 #include "cpu/simd.h"
 
 namespace fastserve::FASTSERVE_ISA_NAMESPACE {
@@ -33,14 +34,6 @@ MatmulConfig choose_matmul(int m, WeightType type) {
     return {.max_rows = kMaxTileRows, .max_panels = 4, .chunk = m > kMaxTileRows ? 128 : 0};
 }
 
-int num_digits(const MatmulArgs& args) {
-    return args.activation_bits == 8 && (kDotU8TakesBytes || args.w.type != WeightType::q8) ? 1 : 2;
-}
-
-bool is_wide(const MatmulArgs& args) {
-    return kHasDotS16 && is_quantised(args.w.type) && num_digits(args) == 2 && args.rows > kMaxTileRows;
-}
-
 MatmulPart divide_matmul(int rows, int panels, int thread_idx, int num_threads) {
     constexpr int kTileRows = kNumRegisters < 32 ? kMaxTileRows : 8;
     int best_splits = 1, best_cost = 0;
@@ -63,6 +56,16 @@ MatmulPart divide_matmul(int rows, int panels, int thread_idx, int num_threads) 
             .panel_end = cut(panels, column_part + 1, columns)};
 }
 
+void matmul_prepare(const MatmulArgs& args, const Worker& worker) {
+    if (args.prepared) return;
+    const OperandWriter operand({args.scratch, args.w.type, args.activation_bits}, args.rows, args.w.k);
+    if (!operand) return;
+    share_columns(args.rows, args.w.k, kQuantBlock, worker, [&](int64_t row, int32_t begin, int32_t end) {
+        operand.write(row, begin, end, args.x + row * args.ldx + begin);
+    });
+    team_barrier(worker);
+}
+
 void matmul_tile(const MatmulArgs& args, int row_begin, int row_end, int panel_begin, int panel_end, float* y,
                  int64_t ldy) {
     const MatmulPart part = {row_begin, row_end, panel_begin, panel_end};
@@ -72,8 +75,11 @@ void matmul_tile(const MatmulArgs& args, int row_begin, int row_end, int panel_b
         matmul_tile_plain(args, part, y, ldy);
 }
 
-void matmul(const MatmulArgs& args, const Worker& worker) {
+void matmul(const MatmulArgs& shared, const Worker& worker) {
+    MatmulArgs args = shared;
+    args.scratch = own_copy(args.scratch, args.w.type, args.copy_rows, args.rows, args.w.k, worker);
     matmul_prepare(args, worker);
+    if (args.epilogue == Epilogue::silu_mul) return matmul_silu_mul(args, worker);
     const int panels = ceil_div(args.w.n, kPanel);
     const MatmulPart part = divide_matmul(args.rows, panels, worker.thread_idx, worker.num_threads);
     matmul_tile(args, part.row_begin, part.row_end, part.panel_begin, part.panel_end, args.y, args.ldy);

@@ -3,8 +3,9 @@
 // furthest is computed first. A finished tile is published at once, so the peers sum it while the next ones
 // are computed. A norm behind it takes the rows of a slice while they are in the caches.
 #include "cpu/kernels.h"
-#include "cpu/matmul.h"
+#include "cpu/matmul_blocks.h"
 #include "cpu/ring_reduce.h"
+#include "cpu/rms_norm.h"
 
 namespace fastserve::FASTSERVE_ISA_NAMESPACE {
 
@@ -15,24 +16,51 @@ constexpr SliceSize kSlice = {.max_bytes = 256 * 1024, .min_rows = 128};
 
 namespace {
 
-// y = norm of (residual + x); x null: of the residual, which has been added to.
-void norm_rows(const MatmulAllReduceArgs& args, const float* x, RowSlice slice, const Worker& worker) {
+// y and the operand: norm of the residual, which has been added to.
+RmsNormArgs norm_of(const MatmulAllReduceArgs& args) {
     RmsNormArgs norm = args.norm;
-    norm.x = x;
-    norm.ldx = args.matmul.ldy;
-    norm.residual += slice.row_begin * norm.ldr;
-    norm.rows = slice.rows();
+    norm.x = nullptr;
+    norm.rows = args.matmul.rows;
     norm.d = args.matmul.w.n;
-    norm.out = args.matmul.y + slice.row_begin * args.matmul.ldy;
+    norm.out = args.matmul.y;
     norm.ldo = args.matmul.ldy;
-    rms_norm(norm, worker);
+    return norm;
+}
+
+void add_row(const float* x, int n, float* to) {
+    int i = 0;
+    for (; i + kLanes <= n; i += kLanes) store(to + i, add(load(to + i), load(x + i)));
+    if (i < n) store_n(to + i, add(load_n(to + i, n - i), load_n(x + i, n - i)), n - i);
+}
+
+// residual += x w^T.
+void add_product(const MatmulAllReduceArgs& args, const Worker& worker) {
+    const MatmulArgs& matmul = args.matmul;
+    const int panels = (matmul.w.n + kPanel - 1) / kPanel;
+    const MatmulPart part = divide_matmul(matmul.rows, panels, worker.thread_idx, worker.num_threads);
+    alignas(64) float product[kBlockFloats];
+    for_each_block(part, kPanel, [&](const MatmulPart& block) {
+        const int begin = block.panel_begin * kPanel, padded = block.panel_end * kPanel;
+        const int columns = (padded < matmul.w.n ? padded : matmul.w.n) - begin;
+        const int64_t ld = padded - begin;
+        float* const of_row_0 = product - block.row_begin * ld;
+        matmul_tile(matmul, block.row_begin, block.row_end, block.panel_begin, block.panel_end,
+                    of_row_0 - begin, ld);
+        for (int row = block.row_begin; row < block.row_end; ++row)
+            add_row(of_row_0 + row * ld, columns, args.norm.residual + row * args.norm.ldr + begin);
+    });
 }
 
 void matmul_alone(const MatmulAllReduceArgs& args, const Worker& worker) {
-    matmul(args.matmul, worker);
-    if (!args.norm.weight) return;
+    if (!args.norm.weight) return matmul(args.matmul, worker);
+    matmul_prepare(args.matmul, worker);
+    add_product(args, worker);
     team_barrier(worker);
-    norm_rows(args, args.matmul.y, {0, args.matmul.rows}, worker);
+    RmsNormArgs norm = norm_of(args);
+    MatmulOperand& operand = norm.operand;
+    const bool copies = norm.rows <= operand.copy_rows;
+    operand.data = own_copy(operand.data, operand.type, operand.copy_rows, norm.rows, norm.d, worker);
+    norm_rows(norm, 0, norm.rows, copies ? Worker{worker.team, 0, 1} : worker);
 }
 
 }  // namespace
@@ -54,7 +82,7 @@ void matmul_all_reduce(const MatmulAllReduceArgs& args, const Worker& worker) {
                      [&](RowSlice slice) {
                          if (!norms) return;
                          team_barrier(worker);
-                         norm_rows(args, nullptr, slice, worker);
+                         norm_rows(norm_of(args), slice.row_begin, slice.row_end, worker);
                      });
 }
 

@@ -344,8 +344,9 @@ struct ManyRows : Tiles<type> {
 template <WeightType type>
 void run(const MatmulArgs& args, const MatmulPart& part, float* y, int64_t ldy) {
     const MatmulConfig config = choose_matmul(args.rows, type);
+    const OperandFormat format = operand_format(type, args.activation_bits, args.rows);
     if constexpr (kHasDotS16) {
-        if (is_wide(args)) {
+        if (format == OperandFormat::wide) {
             alignas(kVectorBytes) uint8_t buffer[kMaxChunkBlocks * Unpacked<type>::kBlockBytes];
             ManyRows<type> kind(args, y, ldy);
             kind.buffer = buffer;
@@ -353,7 +354,7 @@ void run(const MatmulArgs& args, const MatmulPart& part, float* y, int64_t ldy) 
         }
     }
     if constexpr (kDotU8TakesBytes || type != WeightType::q8) {
-        if (num_digits(args) == 1) {
+        if (format == OperandFormat::one_digit) {
             FewRows<type, 1> kind(args, y, ldy);
             return walk_tiles(kind, args.w.k, part, config);
         }

@@ -19,6 +19,7 @@
 #include "cpu/paged_attention.h"
 
 #include "cpu/kernels.h"
+#include "cpu/matmul_operand.h"
 #include "cpu/simd.h"
 
 namespace fastserve::FASTSERVE_ISA_NAMESPACE {
@@ -286,11 +287,14 @@ void run_pass(const PagedAttentionArgs& args, int32_t slot, int32_t kv_head, Pas
             attend(partition, e, args.scale, pass, idx + i,
                    num - i < kRegisterQueries ? num - i : kRegisterQueries);
     }
+    const OperandWriter operand(args.operand, args.rows, args.num_heads * e);
     for (int32_t i = 0; i < pass->num_queries; ++i) {
         const Query& query = pass->queries[i];
+        float* const out = args.out ? args.out + query.row * args.ldo + query.head * e : pass->values[i];
         for (int32_t d = 0; d < e; d += kLanes)
-            store_n(query.out + d, div(load(pass->values[i] + d), splat(query.sum)),
+            store_n(out + d, div(load(pass->values[i] + d), splat(query.sum)),
                     e - d < kLanes ? e - d : kLanes);
+        operand.write(query.row, query.head * e, (query.head + 1) * e, out);
     }
 }
 
@@ -314,8 +318,8 @@ void attend_tile(const PagedAttentionArgs& args, int64_t begin, int64_t end, int
         for (int64_t t = begin; t < end; ++t) {
             for (int32_t head = first; head < h; ++head) {
                 load_query(args.q + t * args.ldq + head * e, e, &pass.operands[pass.num_queries]);
-                pass.queries[pass.num_queries++] = {first_key(args, t), args.index.positions[t] + 1,
-                                                    args.out + t * args.ldo + head * e, 0.0f, 0.0f};
+                pass.queries[pass.num_queries++] = {
+                    first_key(args, t), args.index.positions[t] + 1, t, head, 0.0f, 0.0f};
             }
         }
         run_pass(args, args.index.row_slot[begin], kv_head, &pass);

@@ -13,7 +13,8 @@ constexpr int32_t kPartitionBlocks = kPartitionSize / kBlockSize;
 
 struct Query {
     int32_t begin, end;  // positions of the keys it sees
-    float* out;
+    int64_t row;
+    int32_t head;
     float highest, sum;  // of the partitions so far
 };
 

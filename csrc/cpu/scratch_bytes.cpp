@@ -15,6 +15,11 @@ int64_t matmul_scratch_bytes(WeightType type, int64_t rows, int64_t k) {
     return 0;
 }
 
+int64_t operand_copy_bytes(WeightType type, int64_t copy_rows, int64_t k) {
+    constexpr int64_t kLinePair = 128;  // that prefetchers take together
+    return (matmul_scratch_bytes(type, copy_rows, k) + kLinePair - 1) / kLinePair * kLinePair;
+}
+
 int64_t sample_scratch_bytes(int32_t num_threads, int32_t vocab_size) {
     return sample_scratch_layout(num_threads, vocab_size).total * static_cast<int64_t>(sizeof(float));
 }

@@ -36,6 +36,8 @@ class Team {
     // Calls task(worker) on every thread and returns when all are done. Not reentrant.
     void run(const std::function<void(const Worker&)>& task);
     void barrier(int thread_idx);
+    // Since the team was made, by whoever calls run(); modulo 2^32. The end of a run is one.
+    uint32_t num_barriers() const { return released_.value.load(std::memory_order_relaxed); }
 
   private:
     struct alignas(128) Flag {

@@ -24,7 +24,8 @@ OpCost of_values(int64_t rows, int64_t values, int64_t operations_per_value = 0)
 }
 
 OpCost cost_of_matmul(const MatmulArgs& a, int64_t rows) {
-    return {packed_bytes(a.w.type, a.w.n, a.w.k) + kFloatBytes * rows * (a.w.k + a.w.n),
+    const int64_t columns = a.epilogue == Epilogue::silu_mul ? a.w.n / 2 : a.w.n;  // that are written
+    return {packed_bytes(a.w.type, a.w.n, a.w.k) + kFloatBytes * rows * (a.w.k + columns),
             2 * rows * a.w.n * a.w.k};
 }
 

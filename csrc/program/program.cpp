@@ -68,6 +68,12 @@ int32_t Program::rows_of(const Op& op) const {
     return op.rows == Rows::tokens ? slots_.num_tokens() : slots_.num_samples();
 }
 
+// Whether every thread goes on with what it has made for itself.
+bool Program::leaves_copies(const Op& op) const {
+    const auto* args = std::get_if<MatmulAllReduceArgs>(&op.args);
+    return args && args->norm.operand.copy_rows > 0 && rows_of(op) <= args->norm.operand.copy_rows;
+}
+
 void Program::run(const Op& op, const Worker& worker) {
     const OpTable& table = table_;
     const int32_t rows = rows_of(op);
@@ -129,15 +135,16 @@ void Program::run_timed(size_t idx, const Worker& worker) {
     timeline_->add(idx, worker.thread_idx, {begin_ns, Timeline::now_ns()});
 }
 
-void Program::end_timed_pass() {
+void Program::end_timed_pass(uint32_t num_barriers) {
     std::vector<OpCost> costs;
     for (const Op& op : ops_) costs.push_back(cost_of(op.args, rows_of(op)));
-    timeline_->end_pass(slots_.num_tokens(), slots_.num_samples(), std::move(costs));
+    timeline_->end_pass(slots_.num_tokens(), slots_.num_samples(), num_barriers, std::move(costs));
 }
 
 bool Program::replay(Team& team) {
     last_op_.store(ops_.size(), std::memory_order_relaxed);
     if (timeline_) timeline_->begin_pass(ops_.size(), team.size());
+    const uint32_t barriers_before = team.num_barriers();
     team.run([this](const Worker& worker) {
         for (size_t i = 0; i < ops_.size(); ++i) {
             if (worker.thread_idx == 0) begin_op(i);
@@ -146,12 +153,14 @@ bool Program::replay(Team& team) {
             else
                 run(ops_[i], worker);
             if (worker.thread_idx == 0) end_op(i);
+            if (i + 1 == ops_.size()) return;  // a run ends in a barrier
+            if (leaves_copies(ops_[i])) continue;
             team_barrier(worker);
             if (i >= last_op_.load(std::memory_order_relaxed)) return;
         }
     });
     if (exchange_ && exchange_->failed()) return false;
-    if (timeline_) end_timed_pass();
+    if (timeline_) end_timed_pass(team.num_barriers() - barriers_before);
     slots_.commit();
     return true;
 }

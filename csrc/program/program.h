@@ -67,9 +67,10 @@ class Program {
 
   private:
     int32_t rows_of(const Op& op) const;
+    bool leaves_copies(const Op& op) const;
     void run(const Op& op, const Worker& worker);
     void run_timed(size_t idx, const Worker& worker);
-    void end_timed_pass();
+    void end_timed_pass(uint32_t num_barriers);
     void begin_op(size_t idx);
     void end_op(size_t idx);
 

@@ -19,6 +19,7 @@ struct Span {
 
 struct Pass {
     int32_t num_tokens, num_samples;
+    uint32_t num_barriers;      // of the team; its last op ends in one
     std::vector<OpCost> costs;  // of each op
     std::vector<Span> spans;    // [num_ops, num_threads]; zeros for an op that had no rows
 };
@@ -34,7 +35,7 @@ class Timeline {
     // By whoever replays: around a pass, and by each of its threads for each op.
     void begin_pass(size_t num_ops, int num_threads);
     void add(size_t op, int thread, Span span) { pass_.spans[op * num_threads_ + thread] = span; }
-    void end_pass(int32_t num_tokens, int32_t num_samples, std::vector<OpCost> costs);
+    void end_pass(int32_t num_tokens, int32_t num_samples, uint32_t num_barriers, std::vector<OpCost> costs);
 
     // The passes since the last time, from any thread.
     std::vector<Pass> take();

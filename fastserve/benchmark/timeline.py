@@ -47,6 +47,7 @@ class Pass:
 
     num_tokens: int
     num_samples: int
+    num_barriers: int  # for which all threads wait
     spans: tuple[OpSpan, ...]
 
     @property
@@ -66,8 +67,8 @@ def take_passes(program: _C.Program) -> list[Pass]:
         raise ValueError("the program records no timeline: call record_timeline first")
     ops = program.ops
     return [
-        Pass(num_tokens, num_samples, tuple(_spans(ops, costs, spans)))
-        for num_tokens, num_samples, costs, spans in taken
+        Pass(num_tokens, num_samples, num_barriers, tuple(_spans(ops, costs, spans)))
+        for num_tokens, num_samples, num_barriers, costs, spans in taken
     ]
 
 
@@ -155,7 +156,19 @@ def table(passes: Sequence[Pass], roofs: Roofs) -> str:
                 f"{line.roof_share:.0%}",
             )
         )
-    rows.append((BETWEEN, "", "", duration(between), f"{between / seconds:.1%}", "", "", "", ""))
+    rows.append(
+        (
+            BETWEEN,
+            f"{passes[-1].num_barriers} barriers",
+            "",
+            duration(between),
+            f"{between / seconds:.1%}",
+            "",
+            "",
+            "",
+            "",
+        )
+    )
     rows.append(("step", "", "", duration(seconds), "", "", "", "", ""))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return "\n".join(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -20,14 +20,14 @@ class DeviceOps:
     rotary = staticmethod(ops.rotary)
     store_kv = staticmethod(ops.store_kv)
     paged_attention = staticmethod(ops.paged_attention)
-    silu_mul = staticmethod(ops.silu_mul)
     select_rows = staticmethod(ops.select_rows)
     split = staticmethod(ops.split)
 
     @staticmethod
-    def matmul(x: Tensor, w: DeviceWeight) -> Tensor:
+    def matmul(x: Tensor, w: DeviceWeight, *, epilogue: Literal["none", "silu_mul"] = "none") -> Tensor:
         products = [ops.matmul(x, part) for part in w.parts]
-        return products[0] if len(products) == 1 else torch.cat(products, dim=1)
+        product = products[0] if len(products) == 1 else torch.cat(products, dim=1)
+        return product if epilogue == "none" else ops.silu_mul(product)
 
     @staticmethod
     def matmul_all_reduce_add_rms_norm(x: Tensor, w: DeviceWeight, group: Group | None, *norm: Any) -> Tensor:

@@ -17,7 +17,7 @@ from fastserve.ops.backend import lays_rows
 from fastserve.ops.file_rows import file_type
 from fastserve.ops.packed_weight import PLAIN_TYPES, WeightType, rows_of_panels, unpack_panels
 from fastserve.ops.weight_rows import PLAIN
-from fastserve.program.recorder import EmbeddingTable, FusedWeight
+from fastserve.program.values import EmbeddingTable, FusedWeight
 
 
 @dataclass(frozen=True, slots=True)

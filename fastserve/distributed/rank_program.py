@@ -11,7 +11,8 @@ from fastserve.errors import WeightFileError
 from fastserve.models.config import ModelConfig, read_config
 from fastserve.models.llama import LlamaInputs, LlamaWeights, Shard, forward
 from fastserve.models.names import EMBEDDING
-from fastserve.program.recorder import Address, FusedWeight, LayerCache, Recorder
+from fastserve.program.recorder import Recorder
+from fastserve.program.values import Address, FusedWeight, LayerCache
 
 KV_GROUP = 0  # every layer of a llama attends to everything: one group
 
@@ -112,7 +113,12 @@ def record_program(
         )
         for _ in range(config.num_layers)
     )
-    recorder = Recorder(program, max_tokens=settings.max_tokens, max_samples=settings.max_samples)
+    recorder = Recorder(
+        program,
+        max_tokens=settings.max_tokens,
+        max_samples=settings.max_samples,
+        num_copies=num_threads if exchange is None or exchange.size == 1 else 0,
+    )
     inputs = LlamaInputs(
         token_ids=None,
         positions=None,

@@ -12,7 +12,7 @@ from fastserve.errors import WeightFileError
 from fastserve.models import names
 from fastserve.models.config import ModelConfig
 from fastserve.models.llama import LayerWeights, LlamaWeights, Shard
-from fastserve.program.recorder import EmbeddingTable, FusedWeight
+from fastserve.program.values import EmbeddingTable, FusedWeight
 
 
 @dataclass(frozen=True, slots=True)

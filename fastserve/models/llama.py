@@ -96,7 +96,7 @@ def forward(
         hidden = ops.matmul_all_reduce_add_rms_norm(
             attention, layer.attention_out, inputs.group, residual, layer.mlp_norm, eps
         )
-        activated = ops.silu_mul(ops.matmul(hidden, layer.gate_up))
+        activated = ops.matmul(hidden, layer.gate_up, epilogue="silu_mul")
         hidden = ops.matmul_all_reduce_add_rms_norm(
             activated, layer.down, inputs.group, residual, next_norm, eps
         )

@@ -12,6 +12,7 @@ from fastserve import _C
 from fastserve.ops import arguments, device_call, registry, weight_rows
 from fastserve.ops.backend import lays_rows
 from fastserve.ops.packed_weight import PackedWeight, check, unpack
+from fastserve.ops.silu_mul import silu_mul
 from fastserve.ops.weight_rows import QUANT_BLOCK
 
 Epilogue = Literal["none", "silu", "gelu_tanh", "relu", "silu_mul"]
@@ -160,13 +161,17 @@ def _cpu(  # noqa: PLR0917 (the schema's order)
 ) -> Tensor:
     check_epilogue(n, bias, epilogue)
     check_activation_bits(activation_bits)
-    out = allocate(x, w, type, n, k)
+    fused = epilogue == "silu_mul" and n // 2 % QUANT_BLOCK == 0
+    check_operands(x, w, type, n, k)
     check_alignment(w)
+    out = x.new_empty((x.shape[0], n // 2 if fused else n))
     if x.shape[0]:
         _C.ops.matmul(
             x.data_ptr(), x.stride(0), x.shape[0], w.data_ptr(), type, n, k,
-            out.data_ptr(), out.stride(0), activation_bits,
+            out.data_ptr(), out.stride(0), activation_bits, fused,
         )  # fmt: skip
+    if epilogue == "silu_mul":
+        return out if fused else silu_mul(out)
     return finish(out, bias, epilogue)
 
 

@@ -15,7 +15,7 @@ from fastserve.benchmark.timeline import BETWEEN, OpSpan, Pass, summarise, table
 from fastserve.worker.local_executor import LocalExecutor
 
 ROOFS = Roofs("none", 2, 10.0, {"f32": 100.0, "bf16": 200.0, "int8": 400.0}, Placement("single"))
-HIDDEN, NUM_LAYERS = 576, 2
+HIDDEN, FEED_FORWARD, NUM_LAYERS = 576, 1536, 2
 
 
 @pytest.fixture(scope="module")
@@ -48,8 +48,21 @@ def test_a_step_is_told_op_by_op(llm: LLM) -> None:
         assert all(len(span.threads) == 2 for span in one.spans)
         ends = [span.end for span in one.spans]
         assert ends == sorted(ends)
-        assert all(span.begin >= before.end for before, span in zip(one.spans, one.spans[1:], strict=False))
+        for thread in range(2):
+            times = [time for span in one.spans for time in span.threads[thread]]
+            assert times == sorted(times)
         assert all(0 <= span.waited <= span.end - span.begin for span in one.spans)
+
+
+def test_a_decode_step_waits_no_more_often_than_its_ops_depend_on_each_other(llm: LLM) -> None:
+    _, decode, _ = passes_of(llm, [[5, 6, 7, 8]], 3)
+    inside = (
+        2 * NUM_LAYERS + 2
+    )  # row-parallel matmuls norm their sums; logits prepare chosen rows; sample merges
+    left_out = (
+        2 * NUM_LAYERS - 1
+    )  # each thread goes on with the norm that it has made, but for the chosen rows
+    assert decode.num_barriers == len(decode.spans) + inside - left_out
 
 
 def test_an_op_costs_what_it_reads_and_multiplies(llm: LLM) -> None:
@@ -62,6 +75,10 @@ def test_an_op_costs_what_it_reads_and_multiplies(llm: LLM) -> None:
     shape, work = works(prefill, "matmul_all_reduce")[0]
     assert shape == f"q8 {HIDDEN}x{HIDDEN}"
     assert work == Work(HIDDEN // 16 * panel_bytes + 4 * 4 * 2 * HIDDEN, 2 * 4 * HIDDEN * HIDDEN, "int8")
+    work = next(
+        work for shape, work in works(prefill, "matmul") if shape == f"q8 {2 * FEED_FORWARD}x{HIDDEN}"
+    )
+    assert work.num_bytes == 2 * FEED_FORWARD // 16 * panel_bytes + 4 * 4 * (HIDDEN + FEED_FORWARD)
     heads, kv_heads, head_dim = 9, 3, 64
     shape, work = works(decode, "paged_attention")[0]
     assert shape == f"bf16 {heads}x{head_dim}"
@@ -84,7 +101,7 @@ def test_without_a_timeline_there_is_nothing_to_take(short_model: Path) -> None:
 def one_pass(at: float) -> Pass:
     slow = OpSpan("matmul", "q8 2x2", Work(1e7, 4e8, "int8"), ((at, at + 3e-3), (at + 1e-3, at + 4e-3)))
     quick = OpSpan("embed", "2", Work(1e6, 0, "f32"), ((at + 5e-3, at + 6e-3), (at + 5e-3, at + 5e-3)))
-    return Pass(1, 1, (slow, quick))
+    return Pass(1, 1, 7, (slow, quick))
 
 
 def test_lines_hold_the_medians_of_a_step() -> None:
@@ -100,6 +117,7 @@ def test_lines_hold_the_medians_of_a_step() -> None:
     assert matmul.roof_share == pytest.approx(0.25)
     assert embed.waited == pytest.approx(0.5)
     text = table([one_pass(0.0)], ROOFS)
+    assert "7 barriers" in text
     assert [line.split()[0] for line in text.splitlines()] == [
         "op",
         "matmul",

@@ -199,11 +199,47 @@ void matmul(const OpTable& ops, WeightType type, int32_t n, int32_t k) {
     }
 }
 
+// A gated MLP: the first product ends in its activation, written as the second multiplies it.
+void gated_matmuls(const OpTable& ops, WeightType type) {
+    constexpr int32_t kF = 96, kK = 64;
+    PackedBuffer gate_up(type, 2 * kF, kK), down(type, kK, kF);
+    pack_f32(random_floats(2 * kF * kK, 20).data(), kK, gate_up.view(), gate_up.data());
+    pack_f32(random_floats(kK * kF, 21).data(), kF, down.view(), down.data());
+    for (const int32_t rows : {1, 5, 33}) {
+        const Floats x = random_floats(static_cast<size_t>(rows * kK), 22, 4.0f);
+        std::vector<double> scratch(static_cast<size_t>(rows * kF * 2)), operand(scratch.size());
+        Floats y(static_cast<size_t>(rows * kK));
+        run_op(ops.matmul,
+               MatmulArgs{.x = x.data(),
+                          .ldx = kK,
+                          .w = gate_up.view(),
+                          .rows = rows,
+                          .y = nullptr,
+                          .ldy = 0,
+                          .scratch = scratch.data(),
+                          .epilogue = Epilogue::silu_mul,
+                          .operand = {operand.data(), type}},
+               2);
+        run_op(ops.matmul,
+               MatmulArgs{.x = nullptr,
+                          .ldx = 0,
+                          .w = down.view(),
+                          .rows = rows,
+                          .y = y.data(),
+                          .ldy = kK,
+                          .scratch = operand.data(),
+                          .prepared = true},
+               2);
+        print(ops, "gated_matmuls", std::string(weight_type_name(type)) + "_M" + text(rows), y);
+    }
+}
+
 void matmuls(const OpTable& ops) {
     for (const WeightType type : {WeightType::f32, WeightType::f16, WeightType::bf16, WeightType::q8,
                                   WeightType::q4, WeightType::q4m}) {
         matmul(ops, type, 100, 608);
         if (!is_quantised(type)) matmul(ops, type, 20, 75);
+        if (matmul_scratch_bytes(type, 1, 32) > 0) gated_matmuls(ops, type);
     }
 }
 

@@ -66,6 +66,24 @@ def test_a_row_has_the_same_bits_whatever_rows_are_beside_it(
 
 
 @pytest.mark.parametrize("type", TYPES)
+@pytest.mark.parametrize("shape", [(1, 96, 64), (7, 40, 96), (9, 64, 576), (600, 160, 32)])
+def test_silu_mul_gives_the_bits_of_the_op_behind(
+    isa: str, generator: torch.Generator, type: WeightType, shape: tuple[int, int, int]
+) -> None:
+    m, f, k = shape
+    x = torch.randn(m, k, generator=generator)
+    w = pack(torch.randn(2 * f, k, generator=generator), type)
+    expected = fastserve.ops.silu_mul(fastserve.ops.matmul(x, w))
+    num_threads = fastserve._C.ops.num_threads()
+    try:
+        for threads in (1, 2, 3):
+            fastserve._C.ops.set_num_threads(threads)
+            assert torch.equal(fastserve.ops.matmul(x, w, epilogue="silu_mul"), expected), threads
+    finally:
+        fastserve._C.ops.set_num_threads(num_threads)
+
+
+@pytest.mark.parametrize("type", TYPES)
 def test_the_same_bits_whatever_the_number_of_threads(
     isa: str, generator: torch.Generator, type: WeightType
 ) -> None:

@@ -1,0 +1,131 @@
+// Activations in the number format that the weights ask for.
+#include "cpu/matmul_operand.h"
+
+#include "cpu/matmul_tiles.h"
+#include "cpu/simd.h"
+
+namespace fastserve::FASTSERVE_ISA_NAMESPACE {
+namespace {
+
+// The limits matter only for denormal scales, which are coarse.
+FASTSERVE_INLINE VecI to_codes(Vec quotients, float limit) {
+    return to_int(min(splat(limit), max(splat(-limit), quotients)));
+}
+
+FASTSERVE_INLINE void store_digits(QuantisedBlock& to, int at, VecI codes) {
+    const VecI high = shift_right_signed<kDigitBits>(add(codes, splat(int32_t{1 << (kDigitBits - 1)})));
+    store_low8(to.high + at, high);
+    store_low8(to.low + at, sub(codes, shift_left<kDigitBits>(high)));
+}
+
+struct Codes {
+    VecI first, second;
+    float scale;
+    int32_t base;
+};
+
+// Codes up to max_code. offset: what the dot products take from the codes of q8 weights by themselves.
+FASTSERVE_INLINE Codes quantise_block(const float* x, WeightType type, int32_t max_code, int32_t offset) {
+    // As integers, magnitudes are ordered like floats, and NaN is above all: it ends up in the scale.
+    const VecI magnitudes = max(as_int(abs(load(x))), as_int(abs(load(x + kLanes))));
+    const auto limit = static_cast<float>(max_code);
+    Codes codes;
+    codes.scale = __builtin_bit_cast(float, reduce_max(magnitudes)) / limit;
+    const Vec divisor = splat(codes.scale == 0 ? 1.0f : codes.scale);
+    codes.first = to_codes(div(load(x), divisor), limit);
+    codes.second = to_codes(div(load(x + kLanes), divisor), limit);
+    const int32_t sum = reduce_add(add(codes.first, codes.second));
+    if (type == WeightType::q4m)
+        codes.base = __builtin_bit_cast(int32_t, codes.scale* static_cast<float>(sum));
+    else
+        codes.base = sum * (type == WeightType::q8 ? offset - 128 : -8);
+    return codes;
+}
+
+FASTSERVE_INLINE void store_codes(QuantisedBlock& to, const Codes& codes) {
+    store_digits(to, 0, codes.first);
+    store_digits(to, kLanes, codes.second);
+    to.scale = codes.scale;
+    to.base = codes.base;
+}
+
+FASTSERVE_INLINE void store_codes(WideBlock& to, const Codes& codes) {
+    uint64_t fours[kQuantBlock / 4];
+    store_low16(reinterpret_cast<uint16_t*>(fours), codes.first);
+    store_low16(reinterpret_cast<uint16_t*>(fours + kLanes / 4), codes.second);
+    for (uint64_t& four : fours)
+        four = (four & 0xffff00000000ffff) | (four & 0xffff0000) << 16 | (four >> 16 & 0xffff0000);
+    __builtin_memcpy(to.codes, fours, sizeof fours);
+    to.scale = codes.scale;
+    to.base = codes.base;
+}
+
+// Codes of one digit.
+struct ByteBlock : QuantisedBlock {};
+
+FASTSERVE_INLINE void store_codes(ByteBlock& to, const Codes& codes) {
+    store_low8(to.high, codes.first);
+    store_low8(to.high + kLanes, codes.second);
+    to.scale = codes.scale;
+    to.base = codes.base;
+}
+
+}  // namespace
+
+OperandFormat operand_format(WeightType type, int32_t activation_bits, int32_t rows) {
+    switch (type) {
+        case WeightType::f32:
+        case WeightType::f16:
+            return OperandFormat::floats;
+        case WeightType::bf16:
+            return OperandFormat::bf16;
+        case WeightType::q8:
+        case WeightType::q4:
+        case WeightType::q4m:
+            break;
+    }
+    if (activation_bits == 8 && (kDotU8TakesBytes || type != WeightType::q8)) return OperandFormat::one_digit;
+    return kHasDotS16 && rows > kMaxTileRows ? OperandFormat::wide : OperandFormat::two_digits;
+}
+
+OperandWriter::OperandWriter(const MatmulOperand& operand, int32_t rows, int32_t k)
+    : data_(operand.data),
+      type_(operand.type),
+      max_code_(operand.activation_bits == 8 ? kMaxByteCode : kMaxCode),
+      k_(k),
+      format_(operand.data ? operand_format(operand.type, operand.activation_bits, rows)
+                           : OperandFormat::floats) {}
+
+template <class Block, int32_t kOffset>
+void OperandWriter::quantise(int64_t row, int32_t begin, int32_t end, const float* x) const {
+    Block* to = static_cast<Block*>(data_) + (row * k_ + begin) / kQuantBlock;
+    for (int32_t i = begin; i < end; i += kQuantBlock, x += kQuantBlock)
+        store_codes(*to++, quantise_block(x, type_, max_code_, kOffset));
+}
+
+void OperandWriter::round_bf16(int64_t row, int32_t begin, int32_t end, const float* x) const {
+    const int64_t ld = (k_ + 1) / 2 * 2;
+    uint16_t* const to = static_cast<uint16_t*>(data_) + row * ld + begin;
+    const int32_t n = end - begin;
+    int32_t i = 0;
+    for (; i + kLanes <= n; i += kLanes) store_bf16(to + i, load(x + i));
+    for (; i < n; ++i) to[i] = to_bf16(x[i]);
+    if (end == k_ && ld > k_) to[n] = 0;
+}
+
+void OperandWriter::write(int64_t row, int32_t begin, int32_t end, const float* x) const {
+    switch (format_) {
+        case OperandFormat::floats:
+            return;
+        case OperandFormat::bf16:
+            return round_bf16(row, begin, end, x);
+        case OperandFormat::one_digit:
+            return quantise<ByteBlock, kOffsetU8>(row, begin, end, x);
+        case OperandFormat::two_digits:
+            return quantise<QuantisedBlock, kOffsetU8>(row, begin, end, x);
+        case OperandFormat::wide:
+            return quantise<WideBlock, 0>(row, begin, end, x);
+    }
+}
+
+}  // namespace fastserve::FASTSERVE_ISA_NAMESPACE
