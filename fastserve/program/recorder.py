@@ -25,8 +25,8 @@ from fastserve.program.values import (
 
 FLOAT_BYTES = 4
 QUANT_BLOCK = 32  # columns: what an op that writes an operand writes at least
-# Of an operand that each thread makes for itself: 64 blocks in 0.6 us, where a barrier and the lines of the other
-# cores cost 0.3 us (cores side by side) to 1.5 us.
+# Of an operand that each thread makes for itself: 64 blocks in 0.6 us. A barrier, and lines that other cores have
+# written, cost 0.2 us where the cores share a cache and 1.5 us where they do not.
 COPIED_VALUES = 2048
 
 
