@@ -106,11 +106,11 @@ class OpLine:
 def summarise(passes: Sequence[Pass], roofs: Roofs) -> tuple[list[OpLine], float, float]:
     """Lines, the longest first; then the seconds of a step, and those between its ops.
 
-    passes: of one kind, all over the same ops. Raises ValueError if there are none.
+    passes: of one kind. Raises ValueError if there are none.
     """
     if not passes:
         raise ValueError("there is no pass to summarise")
-    kinds = dict.fromkeys((span.op, span.shape) for span in passes[-1].spans)
+    kinds = dict.fromkeys((span.op, span.shape) for one in passes for span in one.spans)
     lines = sorted((_line(kind, passes, roofs) for kind in kinds), key=lambda line: -line.seconds)
     return (
         lines,
@@ -120,7 +120,8 @@ def summarise(passes: Sequence[Pass], roofs: Roofs) -> tuple[list[OpLine], float
 
 
 def _line(kind: tuple[str, str], passes: Sequence[Pass], roofs: Roofs) -> OpLine:
-    calls = [[span for span in one.spans if (span.op, span.shape) == kind] for one in passes]
+    of_passes = [[span for span in one.spans if (span.op, span.shape) == kind] for one in passes]
+    calls = [spans for spans in of_passes if spans]  # a step that draws nothing lacks some ops
     seconds = median(sum(span.end - span.begin for span in spans) for spans in calls)
     last = calls[-1]
     num_bytes = sum(span.work.num_bytes for span in last)

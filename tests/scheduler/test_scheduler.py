@@ -90,10 +90,10 @@ def test_beside_decodes_prompts_run_in_pieces_that_keep_to_the_time() -> None:
     scheduler.add([make_request(20, name="a"), make_request(60, name="b")])
     step = answer(scheduler, run(scheduler))
     assert step.decodes == (0,)
-    assert [len(chunk.token_ids) for chunk in step.chunks] == [20, 9]
+    assert [len(chunk.token_ids) for chunk in step.chunks] == [20, 3]
     step = answer(scheduler, run(scheduler))
     assert step.decodes == (0, 1)
-    assert [len(chunk.token_ids) for chunk in step.chunks] == [28]
+    assert [len(chunk.token_ids) for chunk in step.chunks] == [22]
 
 
 def test_a_decode_is_scheduled_before_the_draw_ahead_of_it_is_collected() -> None:
