@@ -134,8 +134,8 @@ struct KvCache {
 
 constexpr int64_t kKvScaleBytes = 2 * 2 * kBlockSize;  // int8: a bfloat16 for each key and each value
 
-// Of one KV head's keys and values in a block.
-constexpr int64_t key_block_bytes(KvType type, int64_t head_dim) {
+// Of one KV head's keys and values in a block. Kernels call them: an object of one ISA must not bring a copy.
+[[gnu::always_inline]] constexpr int64_t key_block_bytes(KvType type, int64_t head_dim) {
     const int64_t num_values = kBlockSize * head_dim;
     switch (type) {
         case KvType::f32:
@@ -146,7 +146,7 @@ constexpr int64_t key_block_bytes(KvType type, int64_t head_dim) {
             return num_values + kKvScaleBytes;
     }
 }
-constexpr int64_t value_block_bytes(KvType type, int64_t head_dim) {
+[[gnu::always_inline]] constexpr int64_t value_block_bytes(KvType type, int64_t head_dim) {
     return type == KvType::int8 ? kBlockSize * head_dim : key_block_bytes(type, head_dim);
 }
 
