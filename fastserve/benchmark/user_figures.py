@@ -58,10 +58,13 @@ def first_token(model: str, options: Sequence[str], rounds: int) -> str:
     seconds = []
     for _ in range(rounds + 1):  # the first brings the file into memory
         start = perf_counter()
-        done = subprocess.run(command, stdout=subprocess.DEVNULL, check=False)
-        if done.returncode:
-            raise RuntimeError(f"fastserve generate ended with exit code {done.returncode}")
-        seconds.append(perf_counter() - start)
+        with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+            assert process.stdout is not None
+            first = process.stdout.read(1)
+            seconds.append(perf_counter() - start)
+            process.stdout.read()
+        if process.returncode or not first:
+            raise RuntimeError(f"fastserve generate ended with exit code {process.returncode}")
     return f"start to first token: {median(seconds[1:]):.2f} s"
 
 
