@@ -1,5 +1,5 @@
-// Walks a part of y in tiles: panels outside, then chunks of K, then rows, so that a chunk's weights are read
-// once from memory and then stay near while the rows stream past. A Kind computes one tile of one size.
+// Walks a part of y in tiles: blocks of rows, panels, chunks of K, then rows, so that a chunk's weights stay
+// near while a block's rows stream past. A Kind computes one tile of one size.
 #pragma once
 
 #include "cpu/matmul.h"
@@ -60,7 +60,7 @@ FASTSERVE_INLINE void walk_chunks(Kind& kind, int k, const MatmulPart& part, int
 }
 
 template <class Kind>
-void walk_tiles(Kind& kind, int k, const MatmulPart& part, const MatmulConfig& config) {
+void walk_panels(Kind& kind, int k, const MatmulPart& part, const MatmulConfig& config) {
     int panel = part.panel_begin;
     if constexpr (kNumRegisters >= 32 && Kind::kMaxPanels >= 4) {
         for (; config.max_panels >= 4 && panel + 4 <= part.panel_end; panel += 4)
@@ -69,6 +69,19 @@ void walk_tiles(Kind& kind, int k, const MatmulPart& part, const MatmulConfig& c
             walk_chunks<2>(kind, k, part, panel, config);
     }
     for (; panel < part.panel_end; ++panel) walk_chunks<1>(kind, k, part, panel, config);
+}
+
+// Rows that meet all panels before the next ones do: they stay in L2, and weights are read again for so many
+// products that it does not show (512 rows of 4096 weights, bf16: 103 G products/s at once, 107 so).
+constexpr int kBlockRows = 128;
+
+template <class Kind>
+void walk_tiles(Kind& kind, int k, const MatmulPart& part, const MatmulConfig& config) {
+    for (MatmulPart block = part; block.row_begin < part.row_end; block.row_begin = block.row_end) {
+        block.row_end =
+            block.row_begin + kBlockRows < part.row_end ? block.row_begin + kBlockRows : part.row_end;
+        walk_panels(kind, k, block, config);
+    }
 }
 
 }  // namespace fastserve::FASTSERVE_ISA_NAMESPACE
