@@ -10,7 +10,6 @@ engine alone, without HTTP, with as many requests at a time.
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
 import random
 import statistics
@@ -28,9 +27,8 @@ from fastserve.benchmark.serving import (
     VOCAB_SIZE,
     ServingFigures,
     Trace,
-    closed_loops,
-    connect,
-    poisson_arrivals,
+    run_closed_loops,
+    run_poisson_arrivals,
 )
 from fastserve.llm import LLM
 
@@ -61,19 +59,22 @@ def main() -> None:
         servers = [Server(f"fastserve, ready after {served.ready_s:.2f} s", served.url)]
         servers += [Server(url, url) for url in arguments.against]
         for server in servers:
-            asyncio.run(closed(server.url, prompts(arguments.clients), arguments))
+            closed(server.url, prompts(arguments.clients), arguments)
         offline = offline_engine(arguments, stack) if arguments.offline else None
         offline_rates: list[float] = []
         for _ in range(arguments.rounds):
             for server in servers:
-                server.closed.append(asyncio.run(closed(server.url, prompts(arguments.requests), arguments)))
+                server.closed.append(closed(server.url, prompts(arguments.requests), arguments))
             if offline is not None:
                 offline_rates.append(offline(prompts(arguments.requests)))
         if arguments.poisson:
             for server in servers:
                 rate = arguments.poisson * median_rate(server.closed) / arguments.max_tokens
-                given = prompts(arguments.requests)
-                server.poisson.append(asyncio.run(poisson(server.url, given, rate, arguments)))
+                gaps, given = random.Random(arguments.seed), prompts(arguments.requests)
+                traces = run_poisson_arrivals(
+                    server.url, given, rate=rate, gaps=gaps, max_tokens=arguments.max_tokens
+                )
+                server.poisson.append(traces)
         holdings = served.holdings
     place = f"{machine} | {before.state} -> {probe().state}"
     load = f"{arguments.prompt_tokens} in / {arguments.max_tokens} out"
@@ -125,19 +126,8 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-async def closed(url: str, prompts: Prompts, arguments: argparse.Namespace) -> list[Trace]:
-    async with connect(url, arguments.clients) as (client, model):
-        return await closed_loops(
-            client, prompts, model=model, num_clients=arguments.clients, max_tokens=arguments.max_tokens
-        )
-
-
-async def poisson(url: str, prompts: Prompts, rate: float, arguments: argparse.Namespace) -> list[Trace]:
-    async with connect(url, len(prompts)) as (client, model):
-        gaps = random.Random(arguments.seed)
-        return await poisson_arrivals(
-            client, prompts, model=model, rate=rate, gaps=gaps, max_tokens=arguments.max_tokens
-        )
+def closed(url: str, prompts: Prompts, arguments: argparse.Namespace) -> list[Trace]:
+    return run_closed_loops(url, prompts, num_clients=arguments.clients, max_tokens=arguments.max_tokens)
 
 
 def offline_engine(arguments: argparse.Namespace, stack: ExitStack) -> Callable[[Prompts], float]:

@@ -139,3 +139,8 @@ class StepResult:
     samples: tuple[Sampled, ...]
     elapsed_us: int
     drafted: tuple[Drafted, ...] = ()
+
+    @property
+    def num_drafts(self) -> int:
+        """Rows that the ranks ran besides those of the step."""
+        return sum(of_slot.num_drafts for of_slot in self.drafted)

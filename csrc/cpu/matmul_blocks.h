@@ -7,10 +7,8 @@
 
 namespace fastserve::FASTSERVE_ISA_NAMESPACE {
 
-// 128 KB: a quarter of a Zen 3's second level, beside the weights and the activations that stream past. 256
-// rows hide that a panel of weights is read again for the next ones.
+// 128 KB: a quarter of a Zen 3's second level, beside the weights and the activations that stream past.
 constexpr int kBlockFloats = 32 * 1024;
-constexpr int kBlockRows = 256;
 
 // visit(block) for all of the part, whose panels stand for `columns` columns each. A block has at most
 // kBlockFloats.

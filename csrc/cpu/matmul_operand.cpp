@@ -12,12 +12,6 @@ FASTSERVE_INLINE VecI to_codes(Vec quotients, float limit) {
     return to_int(min(splat(limit), max(splat(-limit), quotients)));
 }
 
-FASTSERVE_INLINE void store_digits(QuantisedBlock& to, int at, VecI codes) {
-    const VecI high = shift_right_signed<kDigitBits>(add(codes, splat(int32_t{1 << (kDigitBits - 1)})));
-    store_low8(to.high + at, high);
-    store_low8(to.low + at, sub(codes, shift_left<kDigitBits>(high)));
-}
-
 struct Codes {
     VecI first, second;
     float scale;
@@ -43,8 +37,8 @@ FASTSERVE_INLINE Codes quantise_block(const float* x, WeightType type, int32_t m
 }
 
 FASTSERVE_INLINE void store_codes(QuantisedBlock& to, const Codes& codes) {
-    store_digits(to, 0, codes.first);
-    store_digits(to, kLanes, codes.second);
+    store_digits(codes.first, to.high, to.low);
+    store_digits(codes.second, to.high + kLanes, to.low + kLanes);
     to.scale = codes.scale;
     to.base = codes.base;
 }

@@ -2,6 +2,7 @@
 // matmul_prepare or by the op that made them.
 #pragma once
 
+#include "cpu/simd.h"
 #include "ops.h"
 
 namespace fastserve::FASTSERVE_ISA_NAMESPACE {
@@ -58,6 +59,14 @@ inline void* own_copy(void* data, WeightType type, int32_t copy_rows, int32_t ro
 constexpr int32_t kDigitBits = 7;
 constexpr int32_t kMaxCode = 8127;  // 128 * 63 + 63
 constexpr int32_t kMaxByteCode = 127;
+
+// Both digits of codes up to kMaxCode.
+FASTSERVE_INLINE void store_digits(VecI codes, int8_t* high, int8_t* low) {
+    const VecI upper = shift_right_signed<kDigitBits>(add(codes, splat(int32_t{1 << (kDigitBits - 1)})));
+    store_low8(high, upper);
+    store_low8(low, sub(codes, shift_left<kDigitBits>(upper)));
+}
+
 struct QuantisedBlock {
     int8_t high[kQuantBlock];  // -63..63; one digit: the code, -127..127
     int8_t low[kQuantBlock];   // -64..63; one digit: anything

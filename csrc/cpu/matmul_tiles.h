@@ -71,10 +71,6 @@ void walk_panels(Kind& kind, int k, const MatmulPart& part, const MatmulConfig& 
     for (; panel < part.panel_end; ++panel) walk_chunks<1>(kind, k, part, panel, config);
 }
 
-// Rows that meet all panels before the next ones do: they stay in L2, and weights are read again for so many
-// products that it does not show (512 rows of 4096 weights, bf16: 103 G products/s at once, 107 so).
-constexpr int kBlockRows = 128;
-
 template <class Kind>
 void walk_tiles(Kind& kind, int k, const MatmulPart& part, const MatmulConfig& config) {
     for (MatmulPart block = part; block.row_begin < part.row_end; block.row_begin = block.row_end) {

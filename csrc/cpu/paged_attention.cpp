@@ -245,14 +245,7 @@ void attend_together(const Partition<Float>& partition, int32_t e, float scale, 
 template <class Float>
 void attend(const Partition<Float>& partition, int32_t e, float scale, Pass<Float>* pass, const int32_t* idx,
             int32_t num) {
-    if (num == 1) return attend_together<1>(partition, e, scale, pass, idx);
-    if (num == 2) return attend_together<2>(partition, e, scale, pass, idx);
-    if (num == 3) return attend_together<3>(partition, e, scale, pass, idx);
-    if constexpr (kRegisterQueries == 6) {
-        if (num == 5) return attend_together<5>(partition, e, scale, pass, idx);
-        if (num == 6) return attend_together<6>(partition, e, scale, pass, idx);
-    }
-    attend_together<4>(partition, e, scale, pass, idx);
+    for_num_queries(num, [&]<int kQueries>() { attend_together<kQueries>(partition, e, scale, pass, idx); });
 }
 
 template <class Element>

@@ -24,7 +24,7 @@ struct Operand {
     alignas(64) Element q[kMaxHeadDim];
 };
 
-// In 14 bits, as the activations of quantised weights (cpu/matmul.h): code = 128 * high + low.
+// In 14 bits, as the activations of quantised weights (cpu/matmul_operand.h): code = 128 * high + low.
 template <>
 struct Operand<uint8_t> {
     alignas(64) int8_t high[kMaxHeadDim];
@@ -64,6 +64,19 @@ template <class V>
 constexpr int32_t accumulators_per_query(int32_t num_queries) {
     if constexpr (requires(V a) { a.v; }) return 4;
     return num_queries == 1 ? 4 : num_queries < 4 ? 2 : 1;
+}
+
+// attend.operator()<num>(), 1 <= num <= kRegisterQueries.
+template <class Attend>
+FASTSERVE_INLINE void for_num_queries(int32_t num, Attend attend) {
+    if (num == 1) return attend.template operator()<1>();
+    if (num == 2) return attend.template operator()<2>();
+    if (num == 3) return attend.template operator()<3>();
+    if constexpr (kRegisterQueries == 6) {
+        if (num == 5) return attend.template operator()<5>();
+        if (num == 6) return attend.template operator()<6>();
+    }
+    attend.template operator()<4>();
 }
 
 // The running (highest, sum, values) and a partition's, brought to one maximum and added.

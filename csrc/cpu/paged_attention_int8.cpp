@@ -1,7 +1,7 @@
 // paged_attention over keys and values of 8 bits. Both products are of integers, exact in any order.
 //
-// Scores: a query becomes codes of 14 bits, two digits (cpu/matmul.h), so that keys alone decide how exact a
-// score is: key scale * query scale * (sum over dimensions of code * code).
+// Scores: a query becomes codes of 14 bits, two digits (cpu/matmul_operand.h), so that keys alone decide how
+// exact a score is: key scale * query scale * (sum over dimensions of code * code).
 //
 // Values: in a partition, e^(score - highest) of a key times the scale of its values is what its codes are
 // multiplied with, in 14 bits of the largest such product of the partition. What is smaller than half a step,
@@ -10,7 +10,7 @@
 // Memory beyond a query's keys holds codes, which a weight of 0 ends, and scales, which lanes of others never
 // meet.
 #include "cpu/hadamard.h"
-#include "cpu/matmul.h"
+#include "cpu/matmul_operand.h"
 #include "cpu/paged_attention.h"
 
 namespace fastserve::FASTSERVE_ISA_NAMESPACE {
@@ -35,12 +35,6 @@ struct Weights {
     float step;
     int32_t base;  // what the integer products with values lack
 };
-
-FASTSERVE_INLINE void store_digits(VecI codes, int8_t* high, int8_t* low) {
-    const VecI upper = shift_right_signed<kDigitBits>(add(codes, splat(int32_t{1 << (kDigitBits - 1)})));
-    store_low8(high, upper);
-    store_low8(low, sub(codes, shift_left<kDigitBits>(upper)));
-}
 
 // 1 / step, or 0 where all that is divided by it is as good as 0.
 FASTSERVE_INLINE Vec per_step(float step) {
@@ -265,14 +259,7 @@ void load_query(const float* q, int32_t e, Operand<uint8_t>* to) {
 
 void attend(const Partition<uint8_t>& partition, int32_t e, float scale, Pass<uint8_t>* pass,
             const int32_t* idx, int32_t num) {
-    if (num == 1) return attend_together<1>(partition, e, scale, pass, idx);
-    if (num == 2) return attend_together<2>(partition, e, scale, pass, idx);
-    if (num == 3) return attend_together<3>(partition, e, scale, pass, idx);
-    if constexpr (kRegisterQueries == 6) {
-        if (num == 5) return attend_together<5>(partition, e, scale, pass, idx);
-        if (num == 6) return attend_together<6>(partition, e, scale, pass, idx);
-    }
-    attend_together<4>(partition, e, scale, pass, idx);
+    for_num_queries(num, [&]<int kQueries>() { attend_together<kQueries>(partition, e, scale, pass, idx); });
 }
 
 }  // namespace fastserve::FASTSERVE_ISA_NAMESPACE

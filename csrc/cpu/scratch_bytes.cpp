@@ -10,7 +10,7 @@ static_assert(kMaxShards >= kMaxRanks);
 
 int64_t matmul_scratch_bytes(WeightType type, int64_t rows, int64_t k) {
     if (is_quantised(type))
-        return rows * (k / kQuantBlock) * (2 * kQuantBlock + 8);  // QuantisedBlock of cpu/matmul.h
+        return rows * (k / kQuantBlock) * (2 * kQuantBlock + 8);  // QuantisedBlock of cpu/matmul_operand.h
     if (type == WeightType::bf16) return rows * (k + k % 2) * 2;
     return 0;
 }

@@ -109,6 +109,34 @@ async def poisson_arrivals(
     return await asyncio.gather(*arrivals)
 
 
+def run_closed_loops(
+    url: str, prompts: Sequence[list[int]], *, num_clients: int, max_tokens: int
+) -> list[Trace]:
+    """Against a server, over connections of their own."""
+
+    async def run() -> list[Trace]:
+        async with connect(url, num_clients) as (client, model):
+            return await closed_loops(
+                client, prompts, model=model, num_clients=num_clients, max_tokens=max_tokens
+            )
+
+    return asyncio.run(run())
+
+
+def run_poisson_arrivals(
+    url: str, prompts: Sequence[list[int]], *, rate: float, gaps: random.Random, max_tokens: int
+) -> list[Trace]:
+    """Against a server, over connections of their own."""
+
+    async def run() -> list[Trace]:
+        async with connect(url, len(prompts)) as (client, model):
+            return await poisson_arrivals(
+                client, prompts, model=model, rate=rate, gaps=gaps, max_tokens=max_tokens
+            )
+
+    return asyncio.run(run())
+
+
 @asynccontextmanager
 async def connect(url: str, max_connections: int) -> AsyncIterator[tuple[httpx.AsyncClient, str]]:
     """A client of the server, and what its model is called."""

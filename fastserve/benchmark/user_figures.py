@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import random
 import subprocess
 import sys
@@ -17,9 +16,8 @@ from fastserve.benchmark.serving import (
     VOCAB_SIZE,
     ServingFigures,
     Trace,
-    closed_loops,
-    connect,
-    poisson_arrivals,
+    run_closed_loops,
+    run_poisson_arrivals,
 )
 from fastserve.benchmark.speculation import KINDS, SpeculationBenchmark
 from fastserve.config import EngineConfig
@@ -75,23 +73,17 @@ def clients(model: str, options: Sequence[str]) -> Iterator[str]:
     def prompts(count: int) -> list[list[int]]:
         return [random_prompt(chance, PROMPT_TOKENS, VOCAB_SIZE) for _ in range(count)]
 
-    async def loops(url: str, count: int) -> list[Trace]:
-        async with connect(url, NUM_CLIENTS) as (client, name):
-            load = {"num_clients": NUM_CLIENTS, "max_tokens": NEW_TOKENS}
-            return await closed_loops(client, prompts(count), model=name, **load)
-
-    async def arrivals(url: str, rate: float) -> list[Trace]:
-        async with connect(url, NUM_REQUESTS) as (client, name):
-            given = prompts(NUM_REQUESTS)
-            return await poisson_arrivals(
-                client, given, model=name, rate=rate, gaps=chance, max_tokens=NEW_TOKENS
-            )
+    def loops(url: str, count: int) -> list[Trace]:
+        return run_closed_loops(url, prompts(count), num_clients=NUM_CLIENTS, max_tokens=NEW_TOKENS)
 
     with running_server(model, options) as served:
-        asyncio.run(loops(served.url, NUM_CLIENTS))
-        figures = ServingFigures.of(asyncio.run(loops(served.url, NUM_REQUESTS)))
+        loops(served.url, NUM_CLIENTS)
+        figures = ServingFigures.of(loops(served.url, NUM_REQUESTS))
         load = f"{PROMPT_TOKENS} in / {NEW_TOKENS} out"
         yield f"HTTP, {NUM_CLIENTS} closed loops, {load}: {figures}"
         rate = figures.tokens_per_s / NEW_TOKENS / 2
-        figures = ServingFigures.of(asyncio.run(arrivals(served.url, rate)))
+        given = prompts(NUM_REQUESTS)
+        figures = ServingFigures.of(
+            run_poisson_arrivals(served.url, given, rate=rate, gaps=chance, max_tokens=NEW_TOKENS)
+        )
         yield f"HTTP, Poisson at half that rate, {load}: {figures}"

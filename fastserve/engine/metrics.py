@@ -60,19 +60,22 @@ class EngineMetrics:
     """Counted on the engine's thread, read from any."""
 
     def __init__(self) -> None:
-        self.prompt_tokens = Count("Prompt tokens of requests that drew their first token.")
-        self.generation_tokens = Count("Tokens generated.")
-        self.draft_tokens = Count("Tokens that speculation drafted.")
-        self.accepted_tokens = Count("Drafted tokens that were right.")
-        self.steps = Count("Forward passes that were scheduled.")
-        self.scheduling = Count("Seconds spent on choosing and writing steps.")
-        self.preemptions = Count("Requests that lost their turn and were recomputed.")
-        self.recoveries = Count("Times that a rank was lost and the group went on.")
-        self.replayed = Count("Requests recomputed because a rank was lost.")
-        self.time_to_first_token = Distribution("From arrival.", _TTFT_S)
-        self.inter_token = Distribution("Between a choice's tokens.", _TOKEN_S)
-        self.recovery = Distribution("From a loss to a whole group.", _RECOVERY_S)
-        self.request_latency = Distribution("From arrival to end.", _REQUEST_S)
+        self._counts: dict[str, Count] = {}
+        self._distributions: dict[str, Distribution] = {}
+        count, distribution = self._count, self._distribution
+        self.prompt_tokens = count("prompt_tokens", "Prompt tokens of requests that drew their first token.")
+        self.generation_tokens = count("generation_tokens", "Tokens generated.")
+        self.draft_tokens = count("spec_decode_num_draft_tokens", "Tokens that speculation drafted.")
+        self.accepted_tokens = count("spec_decode_num_accepted_tokens", "Drafted tokens that were right.")
+        self.steps = count("steps", "Forward passes that were scheduled.")
+        self.scheduling = count("scheduling_seconds", "Seconds spent on choosing and writing steps.")
+        self.preemptions = count("num_preemptions", "Requests that lost their turn and were recomputed.")
+        self.recoveries = count("recoveries", "Times that a rank was lost and the group went on.")
+        self.replayed = count("requests_replayed", "Requests recomputed because a rank was lost.")
+        self.time_to_first_token = distribution("time_to_first_token_seconds", "From arrival.", _TTFT_S)
+        self.inter_token = distribution("inter_token_latency_seconds", "Between a choice's tokens.", _TOKEN_S)
+        self.recovery = distribution("recovery_seconds", "From a loss to a whole group.", _RECOVERY_S)
+        self.request_latency = distribution("e2e_request_latency_seconds", "From arrival to end.", _REQUEST_S)
         self._finished: dict[FinishReason, int] = dict.fromkeys(get_args(FinishReason), 0)
         self._gauges: dict[str, tuple[str, Callable[[], float]]] = {}
         self._rank_times: Callable[[], Sequence[RankTimes]] = list
@@ -123,7 +126,7 @@ class EngineMetrics:
     def _families(self) -> Iterator[Metric]:
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 
-        for name, count in self._counts().items():
+        for name, count in self._counts.items():
             yield CounterMetricFamily(PREFIX + name, count.meaning, value=count.value)
         ended = CounterMetricFamily(
             PREFIX + "request_success",
@@ -133,7 +136,7 @@ class EngineMetrics:
         for reason, number in self._finished.items():
             ended.add_metric([reason], number)
         yield ended
-        for name, distribution in self._distributions().items():
+        for name, distribution in self._distributions.items():
             yield HistogramMetricFamily(
                 PREFIX + name, distribution.meaning, distribution.buckets(), distribution.sum
             )
@@ -141,26 +144,11 @@ class EngineMetrics:
             yield GaugeMetricFamily(PREFIX + name, meaning, value=read())
         yield from self._rank_families(self._rank_times())
 
-    def _counts(self) -> dict[str, Count]:
-        return {
-            "prompt_tokens": self.prompt_tokens,
-            "generation_tokens": self.generation_tokens,
-            "spec_decode_num_draft_tokens": self.draft_tokens,
-            "spec_decode_num_accepted_tokens": self.accepted_tokens,
-            "steps": self.steps,
-            "scheduling_seconds": self.scheduling,
-            "num_preemptions": self.preemptions,
-            "recoveries": self.recoveries,
-            "requests_replayed": self.replayed,
-        }
+    def _count(self, name: str, meaning: str) -> Count:
+        return self._counts.setdefault(name, Count(meaning))
 
-    def _distributions(self) -> dict[str, Distribution]:
-        return {
-            "time_to_first_token_seconds": self.time_to_first_token,
-            "inter_token_latency_seconds": self.inter_token,
-            "recovery_seconds": self.recovery,
-            "e2e_request_latency_seconds": self.request_latency,
-        }
+    def _distribution(self, name: str, meaning: str, bounds: tuple[float, ...]) -> Distribution:
+        return self._distributions.setdefault(name, Distribution(meaning, bounds))
 
     @staticmethod
     def _rank_families(times: Sequence[RankTimes]) -> Iterator[Metric]:

@@ -20,7 +20,7 @@ Epilogue = Literal["none", "silu", "gelu_tanh", "relu", "silu_mul"]
 # What the CPU's kernels do to x before they multiply; f32 and f16 weights leave it as it is.
 _ROUNDED = ("bf16", "q8", "q4", "q4m")
 ACTIVATION_BITS = 14  # unless asked otherwise
-MAX_CODES = {14: 8127, 8: 127}  # kMaxCode and kMaxByteCode of csrc/cpu/matmul.h
+MAX_CODES = {14: 8127, 8: 127}  # kMaxCode and kMaxByteCode of csrc/cpu/matmul_operand.h
 
 
 def matmul(
@@ -120,15 +120,9 @@ def check_alignment(w: Tensor) -> None:
 
 
 def _allocate(  # noqa: PLR0917 (the schema's order)
-    x: Tensor,
-    w: Tensor,
-    type: str,
-    n: int,
-    k: int,
-    bias: Tensor | None,
-    epilogue: str,
+    x: Tensor, w: Tensor, type: str, n: int, k: int, bias: Tensor | None, epilogue: str,
     activation_bits: int = ACTIVATION_BITS,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     check_operands(x, w, type, n, k)
     check_epilogue(n, bias, epilogue)
     check_activation_bits(activation_bits)
@@ -136,29 +130,17 @@ def _allocate(  # noqa: PLR0917 (the schema's order)
 
 
 def _reference(  # noqa: PLR0917 (the schema's order)
-    x: Tensor,
-    w: Tensor,
-    type: str,
-    n: int,
-    k: int,
-    bias: Tensor | None,
-    epilogue: Epilogue,
+    x: Tensor, w: Tensor, type: str, n: int, k: int, bias: Tensor | None, epilogue: Epilogue,
     activation_bits: int = ACTIVATION_BITS,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     packed = PackedWeight(w, type, n, k)  # type: ignore[arg-type]
     return reference(x, packed, bias=bias, epilogue=epilogue, activation_bits=activation_bits)
 
 
 def _cpu(  # noqa: PLR0917 (the schema's order)
-    x: Tensor,
-    w: Tensor,
-    type: str,
-    n: int,
-    k: int,
-    bias: Tensor | None,
-    epilogue: str,
+    x: Tensor, w: Tensor, type: str, n: int, k: int, bias: Tensor | None, epilogue: str,
     activation_bits: int = ACTIVATION_BITS,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     check_epilogue(n, bias, epilogue)
     check_activation_bits(activation_bits)
     fused = epilogue == "silu_mul" and n // 2 % QUANT_BLOCK == 0
@@ -223,30 +205,18 @@ def multiply_by_cuda(  # noqa: PLR0917 (the schema's order)
 
 
 def _triton(  # noqa: PLR0917 (the schema's order)
-    x: Tensor,
-    w: Tensor,
-    type: str,
-    n: int,
-    k: int,
-    bias: Tensor | None,
-    epilogue: str,
+    x: Tensor, w: Tensor, type: str, n: int, k: int, bias: Tensor | None, epilogue: str,
     activation_bits: int = ACTIVATION_BITS,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     out = _allocate(x, w, type, n, k, bias, epilogue, activation_bits)
     multiply_by_triton(x, w, type, n, k, bias, epilogue, out)
     return out
 
 
 def _cuda(  # noqa: PLR0917 (the schema's order)
-    x: Tensor,
-    w: Tensor,
-    type: str,
-    n: int,
-    k: int,
-    bias: Tensor | None,
-    epilogue: str,
+    x: Tensor, w: Tensor, type: str, n: int, k: int, bias: Tensor | None, epilogue: str,
     activation_bits: int = ACTIVATION_BITS,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     out = _allocate(x, w, type, n, k, bias, epilogue, activation_bits)
     multiply_by_cuda(x, w, type, n, k, bias, epilogue, out)
     return out

@@ -22,8 +22,7 @@ class PromptPace:
 
     def observe_step(self, step: Step, result: StepResult) -> None:
         if step.chunks:
-            num_drafts = sum(drafted.num_drafts for drafted in result.drafted)
-            self._rows = _FADE * self._rows + step.num_tokens + num_drafts
+            self._rows = _FADE * self._rows + step.num_tokens + result.num_drafts
             self._time_us = _FADE * self._time_us + result.elapsed_us
 
     def num_rows(self, num_decode_rows: int) -> int:

@@ -34,8 +34,7 @@ class Speculation:
 
     def observe_step(self, step: Step, result: StepResult) -> None:
         if not step.chunks and step.decodes:
-            num_rows = len(step.decodes) + sum(drafted.num_drafts for drafted in result.drafted)
-            self._costs.observe(num_rows, result.elapsed_us)
+            self._costs.observe(len(step.decodes) + result.num_drafts, result.elapsed_us)
 
     def observe(self, request: RequestState, drafted: Drafted | None, num_tokens: int) -> None:
         """A decode of `request` gave so many tokens."""
