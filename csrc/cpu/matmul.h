@@ -31,6 +31,8 @@ struct MatmulPart {
 // so).
 constexpr int kBlockRows = 128;
 
+constexpr int kMaxChunk = 2048;  // of quantised weights
+
 MatmulConfig choose_matmul(int m, WeightType type);
 
 // What one of num_threads computes of `rows` x `panels`: panels are divided first, rows too where that leaves

@@ -15,11 +15,11 @@ FASTSERVE_INLINE VecI to_codes(Vec quotients, float limit) {
 struct Codes {
     VecI first, second;
     float scale;
-    int32_t base;
+    int32_t sum;
 };
 
-// Codes up to max_code. offset: what the dot products take from the codes of q8 weights by themselves.
-FASTSERVE_INLINE Codes quantise_block(const float* x, WeightType type, int32_t max_code, int32_t offset) {
+// Codes up to max_code.
+FASTSERVE_INLINE Codes quantise_block(const float* x, int32_t max_code) {
     // As integers, magnitudes are ordered like floats, and NaN is above all: it ends up in the scale.
     const VecI magnitudes = max(as_int(abs(load(x))), as_int(abs(load(x + kLanes))));
     const auto limit = static_cast<float>(max_code);
@@ -28,22 +28,34 @@ FASTSERVE_INLINE Codes quantise_block(const float* x, WeightType type, int32_t m
     const Vec divisor = splat(codes.scale == 0 ? 1.0f : codes.scale);
     codes.first = to_codes(div(load(x), divisor), limit);
     codes.second = to_codes(div(load(x + kLanes), divisor), limit);
-    const int32_t sum = reduce_add(add(codes.first, codes.second));
-    if (type == WeightType::q4m)
-        codes.base = __builtin_bit_cast(int32_t, codes.scale* static_cast<float>(sum));
-    else
-        codes.base = sum * (type == WeightType::q8 ? offset - 128 : -8);
+    codes.sum = reduce_add(add(codes.first, codes.second));
     return codes;
 }
 
-FASTSERVE_INLINE void store_codes(QuantisedBlock& to, const Codes& codes) {
+// What the integer products lack. offset: what they take from the codes of q8 weights by themselves.
+FASTSERVE_INLINE int32_t base_of(int32_t sum, WeightType type, int32_t offset) {
+    return sum * (type == WeightType::q8 ? offset - 128 : -8);
+}
+template <int32_t kOffset>
+FASTSERVE_INLINE int32_t base_of(const Codes& codes, WeightType type) {
+    if (type == WeightType::q4m)
+        return __builtin_bit_cast(int32_t, codes.scale* static_cast<float>(codes.sum));
+    return base_of(codes.sum, type, kOffset);
+}
+
+// Block `block` of a row.
+FASTSERVE_INLINE void store_codes(QuantisedBlock* row, int32_t block, int32_t, WeightType type,
+                                  const Codes& codes) {
+    QuantisedBlock& to = row[block];
     store_digits(codes.first, to.high, to.low);
     store_digits(codes.second, to.high + kLanes, to.low + kLanes);
     to.scale = codes.scale;
-    to.base = codes.base;
+    to.base = base_of<kOffsetU8>(codes, type);
 }
 
-FASTSERVE_INLINE void store_codes(WideBlock& to, const Codes& codes) {
+FASTSERVE_INLINE void store_codes(WideBlock* row, int32_t block, int32_t, WeightType type,
+                                  const Codes& codes) {
+    WideBlock& to = row[block];
     uint64_t fours[kQuantBlock / 4];
     store_low16(reinterpret_cast<uint16_t*>(fours), codes.first);
     store_low16(reinterpret_cast<uint16_t*>(fours + kLanes / 4), codes.second);
@@ -51,17 +63,28 @@ FASTSERVE_INLINE void store_codes(WideBlock& to, const Codes& codes) {
         four = (four & 0xffff00000000ffff) | (four & 0xffff0000) << 16 | (four >> 16 & 0xffff0000);
     __builtin_memcpy(to.codes, fours, sizeof fours);
     to.scale = codes.scale;
-    to.base = codes.base;
+    to.base = base_of<0>(codes, type);
 }
 
-// Codes of one digit.
-struct ByteBlock : QuantisedBlock {};
+FASTSERVE_INLINE void store_codes(BytePair* row, int32_t block, int32_t num_blocks, WeightType type,
+                                  const Codes& codes) {
+    BytePair& to = row[block / 2];
+    const int32_t half = block % 2;
+    store_low8(to.codes[half], codes.first);
+    store_low8(to.codes[half] + kLanes, codes.second);
+    to.scale[half] = codes.scale;
+    to.base[half] = base_of(codes.sum, type, kOffsetU8);
+    to.sum[half] = to_bf16(codes.scale * static_cast<float>(codes.sum));
+    if (half == 0 && block + 1 == num_blocks) to.sum[1] = 0;
+}
 
-FASTSERVE_INLINE void store_codes(ByteBlock& to, const Codes& codes) {
-    store_low8(to.high, codes.first);
-    store_low8(to.high + kLanes, codes.second);
-    to.scale = codes.scale;
-    to.base = codes.base;
+template <class Block>
+int64_t blocks_of_row(int32_t k) {
+    return k / kQuantBlock;
+}
+template <>
+int64_t blocks_of_row<BytePair>(int32_t k) {
+    return (k / kQuantBlock + 1) / 2;
 }
 
 }  // namespace
@@ -90,11 +113,11 @@ OperandWriter::OperandWriter(const MatmulOperand& operand, int32_t rows, int32_t
       format_(operand.data ? operand_format(operand.type, operand.activation_bits, rows)
                            : OperandFormat::floats) {}
 
-template <class Block, int32_t kOffset>
+template <class Block>
 void OperandWriter::quantise(int64_t row, int32_t begin, int32_t end, const float* x) const {
-    Block* to = static_cast<Block*>(data_) + (row * k_ + begin) / kQuantBlock;
+    Block* const to = static_cast<Block*>(data_) + row * blocks_of_row<Block>(k_);
     for (int32_t i = begin; i < end; i += kQuantBlock, x += kQuantBlock)
-        store_codes(*to++, quantise_block(x, type_, max_code_, kOffset));
+        store_codes(to, i / kQuantBlock, k_ / kQuantBlock, type_, quantise_block(x, max_code_));
 }
 
 void OperandWriter::round_bf16(int64_t row, int32_t begin, int32_t end, const float* x) const {
@@ -114,11 +137,11 @@ void OperandWriter::write(int64_t row, int32_t begin, int32_t end, const float* 
         case OperandFormat::bf16:
             return round_bf16(row, begin, end, x);
         case OperandFormat::one_digit:
-            return quantise<ByteBlock, kOffsetU8>(row, begin, end, x);
+            return quantise<BytePair>(row, begin, end, x);
         case OperandFormat::two_digits:
-            return quantise<QuantisedBlock, kOffsetU8>(row, begin, end, x);
+            return quantise<QuantisedBlock>(row, begin, end, x);
         case OperandFormat::wide:
-            return quantise<WideBlock, 0>(row, begin, end, x);
+            return quantise<WideBlock>(row, begin, end, x);
     }
 }
 

@@ -8,8 +8,8 @@
 namespace fastserve::FASTSERVE_ISA_NAMESPACE {
 
 // floats: as they are, nothing is written. bf16: rows padded with zero to an even number of weights. Codes of
-// quantised weights, in QuantisedBlocks of one digit or two, or in WideBlocks, for weights that are unpacked
-// a chunk at a time.
+// quantised weights: of one digit in BytePairs, of two in QuantisedBlocks, or in WideBlocks for weights that
+// are unpacked a chunk at a time.
 enum class OperandFormat { floats, bf16, one_digit, two_digits, wide };
 
 // Of a matmul of that many rows.
@@ -27,7 +27,7 @@ class OperandWriter {
     void write(int64_t row, int32_t begin, int32_t end, const float* x) const;
 
   private:
-    template <class Block, int32_t kOffset>
+    template <class Block>
     void quantise(int64_t row, int32_t begin, int32_t end, const float* x) const;
     void round_bf16(int64_t row, int32_t begin, int32_t end, const float* x) const;
 
@@ -68,9 +68,9 @@ FASTSERVE_INLINE void store_digits(VecI codes, int8_t* high, int8_t* low) {
 }
 
 struct QuantisedBlock {
-    int8_t high[kQuantBlock];  // -63..63; one digit: the code, -127..127
-    int8_t low[kQuantBlock];   // -64..63; one digit: anything
-    float scale;               // max |x| / kMaxCode or kMaxByteCode; NaN if the block holds a NaN
+    int8_t high[kQuantBlock];  // -63..63
+    int8_t low[kQuantBlock];   // -64..63
+    float scale;               // max |x| / kMaxCode; NaN if the block holds a NaN
     int32_t base;  // q8, q4: kOffsetU8 - 128 or -8 times the sum of the codes, a term of the integer dot
                    //   product; q4m: the bits of the float scale * sum, which multiplies the minimum
 };
@@ -83,5 +83,14 @@ struct WideBlock {
     int32_t base;
 };
 static_assert(sizeof(WideBlock) == sizeof(QuantisedBlock));
+
+// Codes of one digit, -127..127, of two blocks; of an odd number's last block the second half holds anything
+// but its sum, 0.
+struct BytePair {
+    int8_t codes[2][kQuantBlock];
+    float scale[2];   // max |x| / kMaxByteCode
+    int32_t base[2];  // q8: kOffsetU8 - 128, q4 and q4m: -8 times the sum of the codes
+    uint16_t sum[2];  // q4m: scale * sum of the codes, a bfloat16, which multiplies the centre
+};
 
 }  // namespace fastserve::FASTSERVE_ISA_NAMESPACE

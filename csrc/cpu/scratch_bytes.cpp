@@ -9,8 +9,13 @@ namespace fastserve {
 static_assert(kMaxShards >= kMaxRanks);
 
 int64_t matmul_scratch_bytes(WeightType type, int64_t rows, int64_t k) {
-    if (is_quantised(type))
-        return rows * (k / kQuantBlock) * (2 * kQuantBlock + 8);  // QuantisedBlock of cpu/matmul_operand.h
+    if (is_quantised(type)) {
+        // A QuantisedBlock of cpu/matmul_operand.h each, or a BytePair for two: the larger where there is
+        // one.
+        constexpr int64_t kBlock = 2 * kQuantBlock + 8, kPair = 2 * kQuantBlock + 20;
+        const int64_t blocks = k / kQuantBlock;
+        return rows * (blocks == 1 ? kPair : blocks * kBlock);
+    }
     if (type == WeightType::bf16) return rows * (k + k % 2) * 2;
     return 0;
 }

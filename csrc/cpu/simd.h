@@ -10,9 +10,9 @@
 //
 //   load load_n store store_n splat broadcast4 zero zero_i       add sub mul div fma sqrt max min
 //   reduce_add reduce_max  exp exp_weight  select_below          to_int to_float as_int as_float greater_bits
-//   load_bf16 store_bf16 load_pairs load_half to_bf16 from_bf16 from_half      bit_and bit_or bit_xor
-//   shift_left<> shift_right<> operand_u8 dot_u8 dot_s16 dot_bf16            store_low8 store_low16 abs
-//   low_nibbles high_nibbles begin_u4 dot_u4 end_u4       stream stream_fence   prefetch reread
+//   load_bf16 store_bf16 load_pairs load_half to_bf16 to_bf16_pairs from_bf16 from_half   bit_and bit_or
+//   bit_xor shift_left<> shift_right<> operand_u8 dot_u8 dot_s16 dot_bf16            store_low8 store_low16
+//   abs low_nibbles high_nibbles begin_u4 dot_u4 end_u4       stream stream_fence   prefetch reread
 //
 // stream is store past the caches, to memory aligned to 64; stream_fence orders it before what is stored
 // next.
@@ -148,5 +148,12 @@ FASTSERVE_INLINE VecI to_bf16(Vec values) {
 FASTSERVE_INLINE void store_bf16(uint16_t* p, Vec values) {
     store_low16(p, to_bf16(values));
 }
+
+#if !defined(FASTSERVE_ISA_avx512)
+// Pairs of bfloat16, low[i] and high[i], as dot_bf16 takes them. Denormals may become 0, as there.
+FASTSERVE_INLINE VecI to_bf16_pairs(Vec low, Vec high) {
+    return bit_or(to_bf16(low), shift_left<16>(to_bf16(high)));
+}
+#endif
 
 }  // namespace fastserve::FASTSERVE_ISA_NAMESPACE

@@ -208,6 +208,12 @@ FASTSERVE_INLINE VecI load_pairs(const uint16_t* a, const uint16_t* b) {
         _mm512_castsi256_si512(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(a))), order,
         _mm512_castsi256_si512(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(b))))};
 }
+// Pairs of bfloat16, low[i] and high[i], as dot_bf16 takes them. Denormals become 0, as there.
+FASTSERVE_INLINE VecI to_bf16_pairs(Vec low, Vec high) {
+    const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8,  //
+                                           23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+    return {_mm512_permutexvar_epi16(order, reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(high.v, low.v)))};
+}
 FASTSERVE_INLINE Vec load_half(const uint16_t* p) {
     return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
 }
