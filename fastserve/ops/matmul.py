@@ -11,11 +11,12 @@ from torch.nn import functional
 from fastserve import _C
 from fastserve.ops import arguments, device_call, registry, weight_rows
 from fastserve.ops.backend import lays_rows
-from fastserve.ops.packed_weight import PackedWeight, check, unpack
+from fastserve.ops.packed_weight import PackedWeight, check, check_layout, unpack
 from fastserve.ops.silu_mul import silu_mul
 from fastserve.ops.weight_rows import QUANT_BLOCK
 
 Epilogue = Literal["none", "silu", "gelu_tanh", "relu", "silu_mul"]
+EPILOGUES: tuple[str, ...] = get_args(Epilogue)
 
 # What the CPU's kernels do to x before they multiply; f32 and f16 weights leave it as it is.
 _ROUNDED = ("bf16", "q8", "q4", "q4m")
@@ -102,8 +103,8 @@ def check_operands(x: Tensor, w: Tensor, type: str, n: int, k: int) -> None:
 
 def check_epilogue(n: int, bias: Tensor | None, epilogue: str) -> None:
     """Raises ValueError naming what is wrong."""
-    epilogues = get_args(Epilogue)
-    arguments.require("epilogue", epilogue in epilogues, f"be one of {', '.join(epilogues)}", epilogue)
+    if epilogue not in EPILOGUES:
+        arguments.require("epilogue", False, f"be one of {', '.join(EPILOGUES)}", epilogue)
     if bias is not None:
         arguments.vector("bias", bias, dtype=torch.float32, size=n)
     if epilogue == "silu_mul":
@@ -116,7 +117,8 @@ def check_activation_bits(activation_bits: int) -> None:
 
 
 def check_alignment(w: Tensor) -> None:
-    arguments.require("w", w.data_ptr() % 64 == 0, "start at a multiple of 64 bytes", hex(w.data_ptr()))
+    if w.data_ptr() % 64:
+        arguments.require("w", False, "start at a multiple of 64 bytes", hex(w.data_ptr()))
 
 
 def _allocate(  # noqa: PLR0917 (the schema's order)
@@ -144,7 +146,9 @@ def _cpu(  # noqa: PLR0917 (the schema's order)
     check_epilogue(n, bias, epilogue)
     check_activation_bits(activation_bits)
     fused = epilogue == "silu_mul" and n // 2 % QUANT_BLOCK == 0
-    check_operands(x, w, type, n, k)
+    # As check_operands, but for asking again which backend this is: the environment takes a microsecond.
+    check_layout(w, type, n, k, lays_rows=False)
+    arguments.rows("x", x, num_columns=k, dtype=torch.float32)
     check_alignment(w)
     out = x.new_empty((x.shape[0], n // 2 if fused else n))
     if x.shape[0]:

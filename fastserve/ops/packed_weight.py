@@ -18,6 +18,7 @@ from fastserve.ops.backend import lays_rows
 from fastserve.ops.weight_rows import QUANT_BLOCK
 
 WeightType = Literal["f32", "f16", "bf16", "q8", "q4", "q4m"]
+WEIGHT_TYPES: tuple[str, ...] = get_args(WeightType)
 
 PLAIN_TYPES: dict[torch.dtype, WeightType] = {
     torch.float32: "f32",
@@ -50,20 +51,24 @@ class PackedWeight:
 
 def check(data: Tensor, weight_type: str, n: int, k: int) -> None:
     """Raises ValueError naming type, n, k or data."""
+    check_layout(data, weight_type, n, k, lays_rows=lays_rows(data.device))
+
+
+def check_layout(data: Tensor, weight_type: str, n: int, k: int, *, lays_rows: bool) -> None:
+    """The same, of a weight in plain rows or in panels."""
     check_shape(weight_type, n, k)
-    rows = lays_rows(data.device)
-    size = weight_rows.num_bytes(weight_type, n, k) if rows else panels_bytes(weight_type, n, k)
+    size = weight_rows.num_bytes(weight_type, n, k) if lays_rows else panels_bytes(weight_type, n, k)
     arguments.vector("data", data, dtype=torch.uint8, size=size)
 
 
 def check_shape(weight_type: str, n: int, k: int) -> None:
     """Raises ValueError naming type, n or k."""
-    types = get_args(WeightType)
-    arguments.require("type", weight_type in types, f"be one of {', '.join(types)}", weight_type)
+    if weight_type not in WEIGHT_TYPES:
+        arguments.require("type", False, f"be one of {', '.join(WEIGHT_TYPES)}", weight_type)
     arguments.require("n", n >= 1, "be >= 1", n)
     arguments.require("k", k >= 1, "be >= 1", k)
-    if weight_type in _LANE_BLOCK_BYTES:
-        arguments.require("k", k % QUANT_BLOCK == 0, f"be a multiple of {QUANT_BLOCK} for {weight_type}", k)
+    if k % QUANT_BLOCK and weight_type in _LANE_BLOCK_BYTES:
+        arguments.require("k", False, f"be a multiple of {QUANT_BLOCK} for {weight_type}", k)
 
 
 def panels_bytes(weight_type: str, n: int, k: int) -> int:
