@@ -25,6 +25,7 @@ from fastserve.benchmark.peers import (
     Ours,
     Peer,
     PeerProcess,
+    Precision,
     llama_cpp_survives,
     model_work,
     random_prompt,
@@ -78,11 +79,11 @@ def main() -> None:
                         devices=arguments.devices,
                         num_threads=threads // arguments.devices,
                         max_model_len=length,
-                        activation_bits=bits,
+                        precision=precision,
                     )
                 )
             )
-            for bits in arguments.activation_bits
+            for precision in arguments.ours
         ]
         theirs = [
             stack.enter_context(closing(open_peer(name, path, threads, length)))
@@ -106,7 +107,11 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--devices", type=int, default=1)
     parser.add_argument("--threads", type=int, default=None, help="in all; by default the usable cores")
     parser.add_argument(
-        "--activation-bits", type=numbers, default=[14], help="ours: 14, 8 or 14,8 (peers: 8)"
+        "--ours",
+        type=precisions,
+        default=[Precision()],
+        metavar="BITS[+KV],...",
+        help="bits of our activations (14, 8) and type of keys and values, as 14,8,8+int8 (OpenVINO: 8+int8)",
     )
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument(
@@ -124,6 +129,11 @@ def parse_arguments() -> argparse.Namespace:
 
 def numbers(text: str) -> list[int]:
     return [int(number) for number in text.split(",")]
+
+
+def precisions(text: str) -> list[Precision]:
+    named = [one.partition("+") for one in text.split(",")]
+    return [Precision(int(bits), kv_dtype or "auto") for bits, _, kv_dtype in named]
 
 
 def open_peer(name: str, path: Path, threads: int, length: int) -> Peer:

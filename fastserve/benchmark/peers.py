@@ -10,6 +10,7 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -47,20 +48,39 @@ class Peer(ABC):
     def close(self) -> None: ...
 
 
+@dataclass(frozen=True, slots=True)
+class Precision:
+    """What our engine rounds to."""
+
+    activation_bits: int = 14
+    kv_dtype: str = "auto"
+
+    def __str__(self) -> str:
+        bits = " 8 bits" if self.activation_bits == 8 else ""
+        return bits + ("" if self.kv_dtype == "auto" else f" {self.kv_dtype} KV")
+
+
 class Ours(Peer):
     """The whole engine on the caller's thread: scheduler, ranks, detokenizer and all."""
 
     def __init__(
-        self, path: Path, *, devices: int, num_threads: int, max_model_len: int, activation_bits: int = 14
+        self,
+        path: Path,
+        *,
+        devices: int,
+        num_threads: int,
+        max_model_len: int,
+        precision: Precision,
     ) -> None:
-        self.name = f"fastserve {devices}x{num_threads}t" + (" 8 bits" if activation_bits == 8 else "")
+        self.name = f"fastserve {devices}x{num_threads}t{precision}"
         self._llm = LLM(
             str(path),
             devices=devices,
             num_threads=num_threads,
             max_model_len=max_model_len,
             max_num_seqs=MAX_STREAMS,
-            activation_bits=activation_bits,
+            activation_bits=precision.activation_bits,
+            kv_dtype=precision.kv_dtype,
             max_step_ms=math.inf,
             speculation="off",  # as the peers: a token a step
         )
