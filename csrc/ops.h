@@ -88,8 +88,9 @@ struct RmsNormArgs {
 
 enum class Epilogue : int32_t { none, silu_mul };
 
-// y[M, N] = x[M, K] w^T. Quantised weights: x is quantised to 14 bits per 32; bf16: x is rounded to bf16.
-// silu_mul: w is [gate | up], y[M, N / 2] = silu(x gate^T) * x up^T; N / 2 is a multiple of kQuantBlock.
+// y[M, N] = x[M, K] w^T + bias. Quantised weights: x is quantised to 14 bits per 32; bf16: x is rounded to
+// bf16. silu_mul: w is [gate | up], y[M, N / 2] = silu(x gate^T) * x up^T, without a bias; N / 2 is a
+// multiple of kQuantBlock.
 struct MatmulArgs {
     const float* x;
     int64_t ldx;
@@ -101,8 +102,9 @@ struct MatmulArgs {
     int32_t activation_bits = 14;  // of the codes that quantised weights are multiplied with: 14 or 8
     bool prepared = false;         // scratch holds x, written by the op that made it; x itself is not read
     int32_t copy_rows = 0;         // as that op's operand has it
+    const float* bias = nullptr;   // [N], or null
     Epilogue epilogue = Epilogue::none;
-    MatmulOperand operand = {};  // of y, with an epilogue
+    MatmulOperand operand = {};  // of y, with silu_mul
 };
 
 // In place on q [rows, H * E] and k [rows, K * E]: pairs (2i, 2i + 1) of a head turn by position *

@@ -118,8 +118,9 @@ MatmulArgs with_scratch(MatmulArgs args, OpRunner& runner) {
 }
 
 void matmul(Address x, int64_t ldx, int32_t rows, Address w, const std::string& type, int32_t n, int32_t k,
-            Address y, int64_t ldy, int32_t activation_bits, bool silu_mul) {
+            Address y, int64_t ldy, int32_t activation_bits, bool silu_mul, Address bias) {
     MatmulArgs args = matmul_args(x, ldx, rows, w, type, n, k, y, ldy);
+    args.bias = at<float>(bias);
     args.activation_bits = activation_bits;
     if (silu_mul) args.epilogue = Epilogue::silu_mul;
     runner().run_with_scratch(&OpTable::matmul, [&](OpRunner& runner) { return with_scratch(args, runner); });
@@ -284,7 +285,7 @@ void bind_ops(pybind11::module_& m) {
     ops.def("pack", &fastserve::pack);
     ops.def("matmul", &matmul, py::arg("x"), py::arg("ldx"), py::arg("rows"), py::arg("w"), py::arg("type"),
             py::arg("n"), py::arg("k"), py::arg("y"), py::arg("ldy"), py::arg("activation_bits"),
-            py::arg("silu_mul") = false,
+            py::arg("silu_mul") = false, py::arg("bias") = 0,
             "silu_mul: w is [gate | up], y [rows, n / 2], which must be a multiple of 32 columns.");
     ops.def("rotary", &rotary);
     ops.def("store_kv", &store_kv);

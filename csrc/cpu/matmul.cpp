@@ -2,6 +2,7 @@
 #include "cpu/matmul.h"
 
 #include "cpu/kernels.h"
+#include "cpu/matmul_blocks.h"
 #include "cpu/matmul_tiles.h"
 #include "cpu/share.h"
 #include "cpu/simd.h"
@@ -80,6 +81,11 @@ void matmul(const MatmulArgs& shared, const Worker& worker) {
     args.scratch = own_copy(args.scratch, args.w.type, args.copy_rows, args.rows, args.w.k, worker);
     matmul_prepare(args, worker);
     if (args.epilogue == Epilogue::silu_mul) return matmul_silu_mul(args, worker);
+    if (args.bias) {
+        return for_each_product_row(args, worker, [&](int row, int begin, int columns, const float* product) {
+            add_columns(product, args.bias + begin, columns, args.y + row * args.ldy + begin);
+        });
+    }
     const int panels = ceil_div(args.w.n, kPanel);
     const MatmulPart part = divide_matmul(args.rows, panels, worker.thread_idx, worker.num_threads);
     matmul_tile(args, part.row_begin, part.row_end, part.panel_begin, part.panel_end, args.y, args.ldy);

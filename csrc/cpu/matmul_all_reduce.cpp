@@ -27,27 +27,11 @@ RmsNormArgs norm_of(const MatmulAllReduceArgs& args) {
     return norm;
 }
 
-void add_row(const float* x, int n, float* to) {
-    int i = 0;
-    for (; i + kLanes <= n; i += kLanes) store(to + i, add(load(to + i), load(x + i)));
-    if (i < n) store_n(to + i, add(load_n(to + i, n - i), load_n(x + i, n - i)), n - i);
-}
-
 // residual += x w^T.
 void add_product(const MatmulAllReduceArgs& args, const Worker& worker) {
-    const MatmulArgs& matmul = args.matmul;
-    const int panels = (matmul.w.n + kPanel - 1) / kPanel;
-    const MatmulPart part = divide_matmul(matmul.rows, panels, worker.thread_idx, worker.num_threads);
-    alignas(64) float product[kBlockFloats];
-    for_each_block(part, kPanel, [&](const MatmulPart& block) {
-        const int begin = block.panel_begin * kPanel, padded = block.panel_end * kPanel;
-        const int columns = (padded < matmul.w.n ? padded : matmul.w.n) - begin;
-        const int64_t ld = padded - begin;
-        float* const of_row_0 = product - block.row_begin * ld;
-        matmul_tile(matmul, block.row_begin, block.row_end, block.panel_begin, block.panel_end,
-                    of_row_0 - begin, ld);
-        for (int row = block.row_begin; row < block.row_end; ++row)
-            add_row(of_row_0 + row * ld, columns, args.norm.residual + row * args.norm.ldr + begin);
+    for_each_product_row(args.matmul, worker, [&](int row, int begin, int columns, const float* product) {
+        float* const residual = args.norm.residual + row * args.norm.ldr + begin;
+        add_columns(residual, product, columns, residual);
     });
 }
 

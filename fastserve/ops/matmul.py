@@ -154,11 +154,11 @@ def _cpu(  # noqa: PLR0917 (the schema's order)
     if x.shape[0]:
         _C.ops.matmul(
             x.data_ptr(), x.stride(0), x.shape[0], w.data_ptr(), type, n, k,
-            out.data_ptr(), out.stride(0), activation_bits, fused,
+            out.data_ptr(), out.stride(0), activation_bits, fused, 0 if bias is None else bias.data_ptr(),
         )  # fmt: skip
     if epilogue == "silu_mul":
         return out if fused else silu_mul(out)
-    return finish(out, bias, epilogue)
+    return finish(out, None, epilogue)
 
 
 def multiply_by_triton(  # noqa: PLR0917 (the schema's order)

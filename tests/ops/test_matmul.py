@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import get_args
 
 import pytest
@@ -13,6 +15,16 @@ TYPES = get_args(WeightType)
 # Relative L2 error against the reference, which rounds activations alike. Sums differ in order alone, but an
 # activation at a rounding boundary of its 14 bits may fall to either side.
 TOLERANCE = {"f32": 1e-6, "f16": 1e-6, "bf16": 1e-6, "q8": 1e-4, "q4": 1e-4, "q4m": 1e-4}
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    before = fastserve._C.ops.num_threads()
+    fastserve._C.ops.set_num_threads(count)
+    try:
+        yield
+    finally:
+        fastserve._C.ops.set_num_threads(before)
 
 
 def relative_error(fast: torch.Tensor, slow: torch.Tensor) -> float:
@@ -74,13 +86,23 @@ def test_silu_mul_gives_the_bits_of_the_op_behind(
     x = torch.randn(m, k, generator=generator)
     w = pack(torch.randn(2 * f, k, generator=generator), type)
     expected = fastserve.ops.silu_mul(fastserve.ops.matmul(x, w))
-    num_threads = fastserve._C.ops.num_threads()
-    try:
-        for threads in (1, 2, 3):
-            fastserve._C.ops.set_num_threads(threads)
-            assert torch.equal(fastserve.ops.matmul(x, w, epilogue="silu_mul"), expected), threads
-    finally:
-        fastserve._C.ops.set_num_threads(num_threads)
+    for count in (1, 2, 3):
+        with threads(count):
+            assert torch.equal(fastserve.ops.matmul(x, w, epilogue="silu_mul"), expected), count
+
+
+@pytest.mark.parametrize("type", ["f32", "bf16", "q4m"])
+def test_a_bias_is_added_to_the_product(isa: str, type: WeightType) -> None:
+    w = fastserve.ops.pack(torch.randn(40, 64), type)
+    bias = torch.randn(40)
+    for rows in (1, 130):
+        x = torch.randn(rows, 64)
+        product = fastserve.ops.matmul(x, w)
+        for count in (1, 2):
+            with threads(count):
+                assert torch.equal(fastserve.ops.matmul(x, w, bias=bias), product + bias)
+        gelu = torch.nn.functional.gelu(product + bias, approximate="tanh")
+        assert torch.equal(fastserve.ops.matmul(x, w, bias=bias, epilogue="gelu_tanh"), gelu)
 
 
 @pytest.mark.parametrize("type", TYPES)
@@ -89,12 +111,10 @@ def test_the_same_bits_whatever_the_number_of_threads(
 ) -> None:
     x = torch.randn(9, 96, generator=generator)
     w = pack(torch.randn(100, 96, generator=generator), type)
-    num_threads = fastserve._C.ops.num_threads()
     outs = []
     for count in (1, 2, 3):
-        fastserve._C.ops.set_num_threads(count)
-        outs.append(fastserve.ops.matmul(x, w))
-    fastserve._C.ops.set_num_threads(num_threads)
+        with threads(count):
+            outs.append(fastserve.ops.matmul(x, w))
     assert torch.equal(outs[0], outs[1])
     assert torch.equal(outs[0], outs[2])
 
