@@ -36,7 +36,8 @@ void load_query(const float* q, int32_t e, Operand<float>* to) {
     __builtin_memcpy(to->q, q, sizeof(float) * static_cast<size_t>(e));
 }
 void load_query(const float* q, int32_t e, Operand<uint16_t>* to) {
-    for (int32_t i = 0; i < e; ++i) to->q[i] = to_bf16(q[i]);
+    for (int32_t i = 0; i < e; i += kLanes)
+        round_stored(to->q + i, i + kLanes <= e ? load(q + i) : load_n(q + i, e - i));
 }
 
 // What one multiplication adds to a lane: of scores so many dimensions, of values so many keys. Pairs of bf16
@@ -85,9 +86,7 @@ FASTSERVE_INLINE Vec store_weights(float* to, Vec x) {
     return weights;
 }
 FASTSERVE_INLINE Vec store_weights(uint16_t* to, Vec x) {
-    const VecI weights = to_bf16(exp_weight(x));
-    store_low16(to, weights);
-    return as_float(shift_left<16>(weights));
+    return round_stored(to, exp_weight(x));
 }
 
 // scores[j][16 b ..] of `kBlocks` blocks from b on: each lane sums its dimensions in ascending order.
@@ -117,28 +116,16 @@ void score_blocks(const Float* const* q, const Float* const* k, int32_t e, float
             store(scores[j] + (b + n) * kBlockSize, mul(sums[j][n], splat(scale)));
 }
 
-// Of scores [begin, end) of a partition, e^(score - highest), rounded as values are multiplied with it; lanes
-// outside become e^-87 or 0: no sum notices, and no value is multiplied with them.
+// Of the seen scores of a partition e^(score - highest), rounded as values are multiplied with it, and their
+// sum; lanes outside become e^-87 or 0: no sum notices, and no value is multiplied with them.
 template <class Float>
-void exponentials(float* scores, int32_t begin, int32_t end, Float* weights, float* highest, float* sum) {
-    const Vec nothing = splat(-__builtin_inff());
-    const int32_t first = begin / kBlockSize, last = (end - 1) / kBlockSize;
-    Vec top = nothing;
-    for (int32_t b = first; b <= last; ++b) {
-        float* lanes = scores + b * kBlockSize;
-        Vec score = load(lanes);
-        if (b == first) score = select_below(begin - b * kBlockSize, nothing, score);
-        if (b == last) score = select_below(end - b * kBlockSize, score, nothing);
-        store(lanes, score);
-        top = max(score, top);
+float exponentials(const float* scores, Span seen, float highest, Float* weights) {
+    Vec sum = zero();
+    for (int32_t b = seen.begin / kBlockSize; b * kBlockSize < seen.end; ++b) {
+        const Vec x = sub(load(scores + b * kBlockSize), splat(highest));
+        sum = add(sum, store_weights(weights + b * kBlockSize, x));
     }
-    *highest = reduce_max(top);
-    Vec total = zero();
-    for (int32_t b = first; b <= last; ++b) {
-        const Vec x = sub(load(scores + b * kBlockSize), splat(*highest));
-        total = add(total, store_weights(weights + b * kBlockSize, x));
-    }
-    *sum = reduce_add(total);
+    return reduce_add(sum);
 }
 
 // values[j][d ..] += weights[j][key] * v[key][d ..] over keys [begin, end), in ascending order of steps;
@@ -153,11 +140,14 @@ void add_values(const Float* const* weights, const Float* const* v, int32_t begi
         for (int n = 0; n < kVecs; ++n) sums[j][n] = load(values[j] + d + n * kLanes);
     for (int32_t key = begin / kStep<Float> * kStep<Float>; key < end; key += kStep<Float>) {
         const Float* row = v[key / kBlockSize] + key % kBlockSize * e;
+        decltype(load_values(row, e, true, true, d)) steps[kVecs];  // at hand: fewer than the weights
 #pragma GCC unroll 8
-        for (int n = 0; n < kVecs; ++n) {
-            const auto step = load_values(row, e, key >= begin, key + 1 < end, d + n * kLanes);
+        for (int n = 0; n < kVecs; ++n)
+            steps[n] = load_values(row, e, key >= begin, key + 1 < end, d + n * kLanes);
 #pragma GCC unroll 8
-            for (int j = 0; j < kQueries; ++j) sums[j][n] = value_step(sums[j][n], weights[j] + key, step);
+        for (int j = 0; j < kQueries; ++j) {
+#pragma GCC unroll 8
+            for (int n = 0; n < kVecs; ++n) sums[j][n] = value_step(sums[j][n], weights[j] + key, steps[n]);
         }
     }
 #pragma GCC unroll 8
@@ -199,19 +189,18 @@ void attend_together(const Partition<Float>& partition, int32_t e, float scale, 
     alignas(64) float scores[kQueries][kPartitionSize];
     alignas(64) Float rounded[kQueries][kPartitionSize];
     alignas(64) float parts[kQueries][kMaxHeadDim];
-    int32_t begins[kQueries], ends[kQueries];
+    Span seen[kQueries];
     int32_t first = kPartitionSize, last = 0, all_begin = 0, all_end = kPartitionSize;
     const Float* q[kQueries];
     const Float* weights[kQueries];
     float* values[kQueries];
     for (int j = 0; j < kQueries; ++j) {
-        const Span seen = keys_seen(pass->queries[idx[j]], partition.begin);
-        begins[j] = seen.begin;
-        ends[j] = seen.end;
-        first = begins[j] < first ? begins[j] : first;
-        last = ends[j] > last ? ends[j] : last;
-        all_begin = begins[j] > all_begin ? begins[j] : all_begin;
-        all_end = ends[j] < all_end ? ends[j] : all_end;
+        const auto [begin, end] = keys_seen(pass->queries[idx[j]], partition.begin);
+        seen[j] = {begin, end};
+        first = begin < first ? begin : first;
+        last = end > last ? end : last;
+        all_begin = begin > all_begin ? begin : all_begin;
+        all_end = end < all_end ? end : all_end;
         q[j] = pass->operands[idx[j]].q;
         weights[j] = rounded[j];
         values[j] = parts[j];
@@ -224,20 +213,20 @@ void attend_together(const Partition<Float>& partition, int32_t e, float scale, 
         score_blocks<kQueries, kBlocks>(q, partition.k, e, scale, scores, b, partition.v);
     for (; b < end_block; ++b) score_blocks<kQueries, 1>(q, partition.k, e, scale, scores, b, partition.v);
     float highest[kQueries], sums[kQueries];
-    for (int j = 0; j < kQueries; ++j)
-        exponentials(scores[j], begins[j], ends[j], rounded[j], &highest[j], &sums[j]);
+    for (int j = 0; j < kQueries; ++j) highest[j] = mask_scores(scores[j], seen[j]);
+    for (int j = 0; j < kQueries; ++j) sums[j] = exponentials(scores[j], seen[j], highest[j], rounded[j]);
     // Each query's keys in ascending order: its own before those that all see, these together, its own
     // behind, cut between steps.
     all_begin = (all_begin + kStep<Float> - 1) / kStep<Float> * kStep<Float>;
     all_end = all_end / kStep<Float> * kStep<Float>;
     if (all_begin > all_end) all_begin = all_end = kPartitionSize;
     for (int j = 0; j < kQueries; ++j) {
-        const int32_t end = ends[j] < all_begin ? ends[j] : all_begin;
-        add_all_values<1>(weights + j, partition.v, begins[j], end, e, values + j);
+        const int32_t end = seen[j].end < all_begin ? seen[j].end : all_begin;
+        add_all_values<1>(weights + j, partition.v, seen[j].begin, end, e, values + j);
     }
     add_all_values<kQueries>(weights, partition.v, all_begin, all_end, e, values);
     for (int j = 0; j < kQueries; ++j) {
-        add_all_values<1>(weights + j, partition.v, all_end, ends[j], e, values + j);
+        add_all_values<1>(weights + j, partition.v, all_end, seen[j].end, e, values + j);
         merge(&pass->queries[idx[j]], pass->values[idx[j]], highest[j], sums[j], parts[j], e);
     }
 }

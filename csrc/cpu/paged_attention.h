@@ -58,6 +58,20 @@ inline Span keys_seen(const Query& query, int32_t partition_begin) {
     return {begin > 0 ? begin : 0, end < kPartitionSize ? end : kPartitionSize};
 }
 
+// Of a query's scores of a partition, computed in whole blocks, those of keys it doesn't see become -inf;
+// returns the highest. Done for all queries before exponentials are, of which none waits for a maximum then:
+// a block of scores takes 12 cycles, not 19.
+FASTSERVE_INLINE float mask_scores(float* scores, Span seen) {
+    const Vec nothing = splat(-__builtin_inff());
+    const int32_t first = seen.begin / kBlockSize * kBlockSize;
+    const int32_t last = (seen.end - 1) / kBlockSize * kBlockSize;
+    store(scores + first, select_below(seen.begin - first, nothing, load(scores + first)));
+    store(scores + last, select_below(seen.end - last, load(scores + last), nothing));
+    Vec top = nothing;
+    for (int32_t key = first; key <= last; key += kBlockSize) top = max(load(scores + key), top);
+    return reduce_max(top);
+}
+
 // Accumulators beside one query: 16 Vecs in all where a Vec is one register of 32; where it is two of 16, at
 // most 6, so that nothing spills.
 template <class V>

@@ -11,6 +11,8 @@
 //   load load_n store store_n splat broadcast4 zero zero_i       add sub mul div fma sqrt max min
 //   reduce_add reduce_max  exp exp_weight  select_below          to_int to_float as_int as_float greater_bits
 //   load_bf16 store_bf16 load_pairs load_half to_bf16 to_bf16_pairs from_bf16 from_half   bit_and bit_or
+}
+//   load_bf16 store_bf16 round_stored load_pairs load_half to_bf16 from_bf16 from_half  bit_and bit_or
 //   bit_xor shift_left<> shift_right<> operand_u8 dot_u8 dot_s16 dot_bf16            store_low8 store_low16
 //   abs low_nibbles high_nibbles begin_u4 dot_u4 end_u4       stream stream_fence   prefetch reread
 //
@@ -153,6 +155,12 @@ FASTSERVE_INLINE void store_bf16(uint16_t* p, Vec values) {
 // Pairs of bfloat16, low[i] and high[i], as dot_bf16 takes them. Denormals may become 0, as there.
 FASTSERVE_INLINE VecI to_bf16_pairs(Vec low, Vec high) {
     return bit_or(to_bf16(low), shift_left<16>(to_bf16(high)));
+}
+// Stores values as store_bf16 does, and returns them so rounded. Denormals may become 0, as in dot_bf16.
+FASTSERVE_INLINE Vec round_stored(uint16_t* p, Vec values) {
+    const VecI rounded = to_bf16(values);
+    store_low16(p, rounded);
+    return as_float(shift_left<16>(rounded));
 }
 #endif
 

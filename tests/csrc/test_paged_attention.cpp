@@ -238,20 +238,23 @@ void keys_beyond_the_position_never_show(const OpTable& ops) {
     }
 }
 
-// Decode of one row a slot over `context` keys of SmolLM2's heads, a layer after the other.
+// The last `tokens` of the `context` tokens of each slot over SmolLM2's heads, a layer after the other: 1 is
+// a step of decode, all are a prefill.
 int bench(int argc, char** argv) {
     constexpr int32_t kHeads = 9, kKvHeads = 3, kE = 64, kLayers = 30;
     const int32_t context = std::atoi(argv[2]);
     const KvType type = find_kv_type(argv[3]);
     const OpTable& ops = argc > 4 ? find_isa(argv[4]) : op_table();
     Team team(std::vector<int>(argc > 5 ? std::strtoul(argv[5], nullptr, 10) : 1, -1));
-    const int32_t rows = argc > 6 ? std::atoi(argv[6]) : 1;
-    const Case c{kE, kHeads, kKvHeads, 0, type, rows, context};
+    const int32_t num_slots = argc > 6 ? std::atoi(argv[6]) : 1, tokens = argc > 7 ? std::atoi(argv[7]) : 1;
+    const int32_t rows = num_slots * tokens;
+    const Case c{kE, kHeads, kKvHeads, 0, type, num_slots, context};
     std::vector<Cache> layers;
     for (int32_t i = 0; i < kLayers; ++i) layers.emplace_back(c, context, false);
-    Ints slots;
-    for (int32_t i = 0; i < rows; ++i) slots.push_back(i);
-    const Ints positions(static_cast<size_t>(rows), context - 1), map = kv_heads(c);
+    const Ints map = kv_heads(c);
+    Ints slots, positions;
+    for (int32_t i = 0; i < rows; ++i)
+        slots.push_back(i / tokens), positions.push_back(context - tokens + i % tokens);
     const Floats q = queries(c, slots, positions);
     Floats out(q.size());
     std::vector<double> seconds;
@@ -268,9 +271,9 @@ int bench(int argc, char** argv) {
         total += seconds.back();
     }
     std::sort(seconds.begin(), seconds.end());
-    std::printf("%s %s context %d rows %d threads %d: median %.2f us a layer, best %.2f us\n", ops.isa,
-                argv[3], context, rows, team.size(), seconds[seconds.size() / 2] / kLayers * 1e6,
-                seconds.front() / kLayers * 1e6);
+    std::printf("%s %s context %d slots %d tokens %d threads %d: median %.2f us a layer, best %.2f us\n",
+                ops.isa, argv[3], context, num_slots, tokens, team.size(),
+                seconds[seconds.size() / 2] / kLayers * 1e6, seconds.front() / kLayers * 1e6);
     return 0;
 }
 

@@ -200,6 +200,12 @@ FASTSERVE_INLINE Vec load_bf16(const uint16_t* p) {
     const __m256i raw = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
     return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(raw), 16))};
 }
+// Stores values as store_bf16 does, and returns them so rounded. Denormals become 0, as in dot_bf16.
+FASTSERVE_INLINE Vec round_stored(uint16_t* p, Vec values) {
+    const auto rounded = reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(values.v));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), rounded);
+    return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(rounded), 16))};
+}
 // Lane i: the pair (a[i], b[i]).
 FASTSERVE_INLINE VecI load_pairs(const uint16_t* a, const uint16_t* b) {
     const __m512i order = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8,  //
