@@ -89,11 +89,12 @@ FASTSERVE_INLINE Vec store_weights(uint16_t* to, Vec x) {
     return round_stored(to, exp_weight(x));
 }
 
-// scores[j][16 b ..] of `kBlocks` blocks from b on: each lane sums its dimensions in ascending order.
+// scores[j][16 b ..] of `kBlocks` blocks from b on, and into tops[j] the highest of each lane: each lane sums
+// its dimensions in ascending order.
 // Few queries wait for memory: a line of the blocks' values v is then fetched for each line of their keys.
 template <int kQueries, int kBlocks, class Float>
 void score_blocks(const Float* const* q, const Float* const* k, int32_t e, float scale,
-                  float (*scores)[kPartitionSize], int32_t b, const Float* const* v) {
+                  float (*scores)[kPartitionSize], Vec* tops, int32_t b, const Float* const* v) {
     Vec sums[kQueries][kBlocks];
 #pragma GCC unroll 8
     for (int j = 0; j < kQueries; ++j)
@@ -110,10 +111,16 @@ void score_blocks(const Float* const* q, const Float* const* k, int32_t e, float
                 sums[j][n] = dot_step(sums[j][n], q[j] + i, k[b + n] + i * kBlockSize);
     }
 #pragma GCC unroll 8
-    for (int j = 0; j < kQueries; ++j)
+    for (int j = 0; j < kQueries; ++j) {
+        Vec top = tops[j];
 #pragma GCC unroll 8
-        for (int n = 0; n < kBlocks; ++n)
-            store(scores[j] + (b + n) * kBlockSize, mul(sums[j][n], splat(scale)));
+        for (int n = 0; n < kBlocks; ++n) {
+            const Vec score = mul(sums[j][n], splat(scale));
+            store(scores[j] + (b + n) * kBlockSize, score);
+            top = max(score, top);
+        }
+        tops[j] = top;
+    }
 }
 
 // Of the seen scores of a partition e^(score - highest), rounded as values are multiplied with it, and their
@@ -209,11 +216,14 @@ void attend_together(const Partition<Float>& partition, int32_t e, float scale, 
     constexpr int32_t kBlocks = accumulators_per_query<Vec>(kQueries);
     const int32_t end_block = (last + kBlockSize - 1) / kBlockSize;
     int32_t b = first / kBlockSize;
+    Tops<kQueries> tops({all_begin, all_end});
     for (; b + kBlocks <= end_block; b += kBlocks)
-        score_blocks<kQueries, kBlocks>(q, partition.k, e, scale, scores, b, partition.v);
-    for (; b < end_block; ++b) score_blocks<kQueries, 1>(q, partition.k, e, scale, scores, b, partition.v);
+        score_blocks<kQueries, kBlocks>(q, partition.k, e, scale, scores, tops.of(b, kBlocks), b,
+                                        partition.v);
+    for (; b < end_block; ++b)
+        score_blocks<kQueries, 1>(q, partition.k, e, scale, scores, tops.of(b, 1), b, partition.v);
     float highest[kQueries], sums[kQueries];
-    for (int j = 0; j < kQueries; ++j) highest[j] = mask_scores(scores[j], seen[j]);
+    for (int j = 0; j < kQueries; ++j) highest[j] = tops.mask_scores(scores[j], seen[j], j);
     for (int j = 0; j < kQueries; ++j) sums[j] = exponentials(scores[j], seen[j], highest[j], rounded[j]);
     // Each query's keys in ascending order: its own before those that all see, these together, its own
     // behind, cut between steps.

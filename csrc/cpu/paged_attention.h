@@ -58,19 +58,43 @@ inline Span keys_seen(const Query& query, int32_t partition_begin) {
     return {begin > 0 ? begin : 0, end < kPartitionSize ? end : kPartitionSize};
 }
 
-// Of a query's scores of a partition, computed in whole blocks, those of keys it doesn't see become -inf;
-// returns the highest. Done for all queries before exponentials are, of which none waits for a maximum then:
-// a block of scores takes 12 cycles, not 19.
-FASTSERVE_INLINE float mask_scores(float* scores, Span seen) {
-    const Vec nothing = splat(-__builtin_inff());
-    const int32_t first = seen.begin / kBlockSize * kBlockSize;
-    const int32_t last = (seen.end - 1) / kBlockSize * kBlockSize;
-    store(scores + first, select_below(seen.begin - first, nothing, load(scores + first)));
-    store(scores + last, select_below(seen.end - last, load(scores + last), nothing));
-    Vec top = nothing;
-    for (int32_t key = first; key <= last; key += kBlockSize) top = max(load(scores + key), top);
-    return reduce_max(top);
-}
+// The highest scores of a partition. Where all queries see all keys of some blocks they are found while the
+// scores lie in registers.
+template <int kQueries>
+class Tops {
+  public:
+    explicit Tops(Span all_see) : all_see_(all_see) {
+        for (Vec& top : seen_) top = splat(-__builtin_inff());
+    }
+
+    // What takes up the highest lanes of that many blocks, in ascending order.
+    Vec* of(int32_t block, int32_t num_blocks) {
+        const Span keys = {block * kBlockSize, (block + num_blocks) * kBlockSize};
+        if (keys.begin < all_see_.begin || keys.end > all_see_.end) return others_;
+        if (found_.end == 0) found_.begin = keys.begin;
+        found_.end = keys.end;
+        return seen_;
+    }
+
+    // The highest score that query j sees; the others become -inf. Done for all queries before exponentials
+    // are, of which none waits for a maximum then: a block of scores takes 12 cycles, not 19.
+    FASTSERVE_INLINE float mask_scores(float* scores, Span seen, int j) {
+        const Vec nothing = splat(-__builtin_inff());
+        const int32_t first = seen.begin / kBlockSize * kBlockSize;
+        const int32_t last = (seen.end - 1) / kBlockSize * kBlockSize;
+        store(scores + first, select_below(seen.begin - first, nothing, load(scores + first)));
+        store(scores + last, select_below(seen.end - last, load(scores + last), nothing));
+        Vec top = seen_[j];
+        for (int32_t key = first; key < found_.begin; key += kBlockSize) top = max(load(scores + key), top);
+        for (int32_t key = found_.end > first ? found_.end : first; key <= last; key += kBlockSize)
+            top = max(load(scores + key), top);
+        return reduce_max(top);
+    }
+
+  private:
+    Span all_see_, found_ = {0, 0};
+    Vec seen_[kQueries], others_[kQueries] = {};
+};
 
 // Accumulators beside one query: 16 Vecs in all where a Vec is one register of 32; where it is two of 16, at
 // most 6, so that nothing spills.
