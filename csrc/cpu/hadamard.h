@@ -8,6 +8,7 @@
 
 #include <cstdint>
 
+#include "cpu/simd.h"
 #include "ops.h"
 
 namespace fastserve::FASTSERVE_ISA_NAMESPACE {
@@ -17,22 +18,34 @@ constexpr int32_t num_mixed(int32_t e) {
     return e & -e;
 }
 
+// The sum and the difference of each two lanes that lie kDistance apart.
+template <int kDistance>
+FASTSERVE_INLINE Vec mix_lanes(Vec a) {
+    constexpr int kTopBit = 31, kSign = kDistance == 1 ? 0 : kDistance == 2 ? 1 : kDistance == 4 ? 2 : 3;
+    constexpr int32_t kLane[] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    const VecI signs = shift_left<kTopBit>(shift_right<kSign>(load(kLane)));
+    return add(swap_lanes<kDistance>(a), as_float(bit_xor(as_int(a), signs)));
+}
+
 // to[e] = x[e], each num_mixed(e) dimensions times the Hadamard matrix of 1 and -1. Products of two such grow
-// by num_mixed(e).
+// by num_mixed(e). Whole Vecs are written, with zeros behind e.
 inline void mix(const float* x, int32_t e, float* to) {
-    alignas(64) float rows[2][kMaxHeadDim];
-    const float* from = x;
     const int32_t n = num_mixed(e);
-    for (int32_t mixed = 1; mixed < n; mixed *= 2) {
-        float* next = 2 * mixed == n ? to : from == rows[0] ? rows[1] : rows[0];
-        for (int32_t begin = 0; begin < e; begin += n) {
-            for (int32_t i = 0; i < n / 2; ++i) {
-                const float a = from[begin + 2 * i], b = from[begin + 2 * i + 1];
-                next[begin + i] = a + b;
-                next[begin + n / 2 + i] = a - b;
-            }
+    for (int32_t d = 0; d < e; d += kLanes) {
+        Vec lanes = d + kLanes <= e ? load(x + d) : load_n(x + d, e - d);
+        if (n > 1) lanes = mix_lanes<1>(lanes);
+        if (n > 2) lanes = mix_lanes<2>(lanes);
+        if (n > 4) lanes = mix_lanes<4>(lanes);
+        if (n > 8) lanes = mix_lanes<8>(lanes);
+        store(to + d, lanes);
+    }
+    for (int32_t distance = kLanes; distance < n; distance *= 2) {
+        for (int32_t d = 0; d < e; d += kLanes) {
+            if (d & distance) continue;
+            const Vec a = load(to + d), b = load(to + d + distance);
+            store(to + d, add(a, b));
+            store(to + d + distance, sub(a, b));
         }
-        from = next;
     }
 }
 

@@ -234,10 +234,9 @@ void attend_together(const Partition<uint8_t>& partition, int32_t e, float scale
 }  // namespace
 
 void load_query(const float* q, int32_t e, Operand<uint8_t>* to) {
-    alignas(64) float mixed[kMaxHeadDim + kLanes];
+    alignas(64) float mixed[kMaxHeadDim];
     mix(q, e, mixed);
-    store(mixed + e, zero());  // the lanes behind the last dimension
-    VecI largest = zero_i();   // magnitudes are ordered as integers, and NaN is above all
+    VecI largest = zero_i();  // magnitudes are ordered as integers, and NaN is above all
     for (int32_t d = 0; d < e; d += kLanes) largest = max(largest, as_int(abs(load(mixed + d))));
     const int32_t magnitude = reduce_max(largest);
     if (magnitude >= kInfinity) {

@@ -9,12 +9,11 @@
 // kNumRegisters says how many Vecs a tile may keep at hand.
 //
 //   load load_n store store_n splat broadcast4 zero zero_i       add sub mul div fma sqrt max min
-//   reduce_add reduce_max  exp exp_weight  select_below          to_int to_float as_int as_float greater_bits
-//   load_bf16 store_bf16 load_pairs load_half to_bf16 to_bf16_pairs from_bf16 from_half   bit_and bit_or
-}
-//   load_bf16 store_bf16 round_stored load_pairs load_half to_bf16 from_bf16 from_half  bit_and bit_or
-//   bit_xor shift_left<> shift_right<> operand_u8 dot_u8 dot_s16 dot_bf16            store_low8 store_low16
-//   abs low_nibbles high_nibbles begin_u4 dot_u4 end_u4       stream stream_fence   prefetch reread
+//   reduce_add reduce_max swap_lanes  exp exp_weight  select_below
+//   to_int to_float as_int as_float greater_bits  bit_and bit_or bit_xor shift_left<> shift_right<>
+//   load_bf16 store_bf16 round_stored load_pairs load_half to_bf16 from_bf16 from_half to_bf16_pairs
+//   operand_u8 dot_u8 dot_s16 dot_bf16 low_nibbles high_nibbles begin_u4 dot_u4 end_u4
+//   store_low8 store_low16 abs  stream stream_fence  prefetch reread
 //
 // stream is store past the caches, to memory aligned to 64; stream_fence orders it before what is stored
 // next.

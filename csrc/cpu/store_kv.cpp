@@ -70,7 +70,7 @@ void store_int8(const StoreKvArgs& args, int64_t t, int64_t head, int64_t block,
     uint8_t* k_block = static_cast<uint8_t*>(args.cache.k) + head_block * key_block_bytes(KvType::int8, e);
     uint8_t* v_block = static_cast<uint8_t*>(args.cache.v) + head_block * value_block_bytes(KvType::int8, e);
     auto* const scales = reinterpret_cast<uint16_t*>(k_block + e * kBlockSize);
-    alignas(64) float mixed[kMaxHeadDim];
+    alignas(64) float mixed[kMaxHeadDim] = {};
     alignas(64) uint8_t codes[kMaxHeadDim];
     mix(args.k + t * args.ldk + head * e, e, mixed);
     scales[key] = quantise(mixed, e, codes);

@@ -198,6 +198,16 @@ FASTSERVE_INLINE VecI select_nan(Vec a, VecI if_nan, VecI otherwise) {
     return {_mm256_blendv_epi8(otherwise.lo, if_nan.lo, lo), _mm256_blendv_epi8(otherwise.hi, if_nan.hi, hi)};
 }
 
+// Lane i: a[i ^ kDistance], for a distance of 1, 2, 4 or 8.
+template <int kDistance>
+FASTSERVE_INLINE Vec swap_lanes(Vec a) {
+    if constexpr (kDistance == 1) return {_mm256_permute_ps(a.lo, 0xb1), _mm256_permute_ps(a.hi, 0xb1)};
+    if constexpr (kDistance == 2) return {_mm256_permute_ps(a.lo, 0x4e), _mm256_permute_ps(a.hi, 0x4e)};
+    if constexpr (kDistance == 4)
+        return {_mm256_permute2f128_ps(a.lo, a.lo, 1), _mm256_permute2f128_ps(a.hi, a.hi, 1)};
+    return {a.hi, a.lo};
+}
+
 // Lane i with lane i + 8, then i + 4, i + 2, i + 1.
 FASTSERVE_INLINE float reduce_add(Vec a) {
     const __m256 x = _mm256_add_ps(a.lo, a.hi);

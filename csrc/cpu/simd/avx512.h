@@ -175,6 +175,15 @@ FASTSERVE_INLINE VecI select_nan(Vec a, VecI if_nan, VecI otherwise) {
     return {_mm512_mask_blend_epi32(_mm512_cmp_ps_mask(a.v, a.v, _CMP_UNORD_Q), otherwise.v, if_nan.v)};
 }
 
+// Lane i: a[i ^ kDistance], for a distance of 1, 2, 4 or 8.
+template <int kDistance>
+FASTSERVE_INLINE Vec swap_lanes(Vec a) {
+    if constexpr (kDistance == 1) return {_mm512_permute_ps(a.v, 0xb1)};
+    if constexpr (kDistance == 2) return {_mm512_permute_ps(a.v, 0x4e)};
+    if constexpr (kDistance == 4) return {_mm512_shuffle_f32x4(a.v, a.v, 0xb1)};
+    return {_mm512_shuffle_f32x4(a.v, a.v, 0x4e)};
+}
+
 // Lane i with lane i + 8, then i + 4, i + 2, i + 1.
 FASTSERVE_INLINE float reduce_add(Vec a) {
     const __m256 x = _mm256_add_ps(_mm512_castps512_ps256(a.v), _mm512_extractf32x8_ps(a.v, 1));

@@ -203,6 +203,14 @@ FASTSERVE_INLINE VecI select_nan(Vec a, VecI if_nan, VecI otherwise) {
     FASTSERVE_EACH(VecI, vbslq_s32(vceqq_f32(a.q[i], a.q[i]), otherwise.q[i], if_nan.q[i]));
 }
 
+// Lane i: a[i ^ kDistance], for a distance of 1, 2, 4 or 8.
+template <int kDistance>
+FASTSERVE_INLINE Vec swap_lanes(Vec a) {
+    FASTSERVE_EACH(Vec, kDistance == 1   ? vrev64q_f32(a.q[i])
+                        : kDistance == 2 ? vextq_f32(a.q[i], a.q[i], 2)
+                                         : a.q[i ^ kDistance / 4]);
+}
+
 // Lane i with lane i + 8, then i + 4, i + 2, i + 1.
 FASTSERVE_INLINE float reduce_add(Vec a) {
     const float32x4_t x = vaddq_f32(vaddq_f32(a.q[0], a.q[2]), vaddq_f32(a.q[1], a.q[3]));

@@ -230,6 +230,14 @@ FASTSERVE_INLINE VecI select_nan(Vec a, VecI if_nan, VecI otherwise) {
     FASTSERVE_EACH(VecI, a.q[i] != a.q[i] ? if_nan.q[i] : otherwise.q[i]);
 }
 
+// Lane i: a[i ^ kDistance], for a distance of 1, 2, 4 or 8.
+template <int kDistance>
+FASTSERVE_INLINE Vec swap_lanes(Vec a) {
+    FASTSERVE_EACH(Vec, kDistance == 1   ? __builtin_shufflevector(a.q[i], a.q[i], 1, 0, 3, 2)
+                        : kDistance == 2 ? __builtin_shufflevector(a.q[i], a.q[i], 2, 3, 0, 1)
+                                         : a.q[i ^ kDistance / 4]);
+}
+
 // Lane i with lane i + 8, then i + 4, i + 2, i + 1.
 FASTSERVE_INLINE float reduce_add(Vec a) {
     const Float4 x = (a.q[0] + a.q[2]) + (a.q[1] + a.q[3]);
