@@ -136,10 +136,10 @@ float exponentials(const float* scores, Span seen, float highest, Float* weights
 }
 
 // values[j][d ..] += weights[j][key] * v[key][d ..] over keys [begin, end), in ascending order of steps;
-// kVecs vectors wide.
+// kVecs vectors wide. Several queries share whole steps alone.
 template <int kQueries, int kVecs, class Float>
-void add_values(const Float* const* weights, const Float* const* v, int32_t begin, int32_t end, int32_t e,
-                int32_t d, float* const* values) {
+void add_values(const Float (*weights)[kPartitionSize], const Float* const* v, int32_t begin, int32_t end,
+                int32_t e, int32_t d, float (*values)[kMaxHeadDim]) {
     Vec sums[kQueries][kVecs];
 #pragma GCC unroll 8
     for (int j = 0; j < kQueries; ++j)
@@ -147,10 +147,10 @@ void add_values(const Float* const* weights, const Float* const* v, int32_t begi
         for (int n = 0; n < kVecs; ++n) sums[j][n] = load(values[j] + d + n * kLanes);
     for (int32_t key = begin / kStep<Float> * kStep<Float>; key < end; key += kStep<Float>) {
         const Float* row = v[key / kBlockSize] + key % kBlockSize * e;
+        const bool has_first = kQueries > 1 || key >= begin, has_second = kQueries > 1 || key + 1 < end;
         decltype(load_values(row, e, true, true, d)) steps[kVecs];  // at hand: fewer than the weights
 #pragma GCC unroll 8
-        for (int n = 0; n < kVecs; ++n)
-            steps[n] = load_values(row, e, key >= begin, key + 1 < end, d + n * kLanes);
+        for (int n = 0; n < kVecs; ++n) steps[n] = load_values(row, e, has_first, has_second, d + n * kLanes);
 #pragma GCC unroll 8
         for (int j = 0; j < kQueries; ++j) {
 #pragma GCC unroll 8
@@ -177,8 +177,8 @@ void add_value_tail(const Float* weights, const Float* const* v, int32_t begin, 
 }
 
 template <int kQueries, class Float>
-void add_all_values(const Float* const* weights, const Float* const* v, int32_t begin, int32_t end, int32_t e,
-                    float* const* values) {
+void add_all_values(const Float (*weights)[kPartitionSize], const Float* const* v, int32_t begin, int32_t end,
+                    int32_t e, float (*values)[kMaxHeadDim]) {
     if (begin >= end) return;
     constexpr int32_t kVecs = accumulators_per_query<Vec>(kQueries);
     int32_t d = 0;
@@ -194,49 +194,39 @@ template <int kQueries, class Float>
 void attend_together(const Partition<Float>& partition, int32_t e, float scale, Pass<Float>* pass,
                      const int32_t* idx) {
     alignas(64) float scores[kQueries][kPartitionSize];
-    alignas(64) Float rounded[kQueries][kPartitionSize];
+    alignas(64) Float weights[kQueries][kPartitionSize];
     alignas(64) float parts[kQueries][kMaxHeadDim];
-    Span seen[kQueries];
-    int32_t first = kPartitionSize, last = 0, all_begin = 0, all_end = kPartitionSize;
+    const Views<kQueries> seen(partition, *pass, idx);
     const Float* q[kQueries];
-    const Float* weights[kQueries];
-    float* values[kQueries];
     for (int j = 0; j < kQueries; ++j) {
-        const auto [begin, end] = keys_seen(pass->queries[idx[j]], partition.begin);
-        seen[j] = {begin, end};
-        first = begin < first ? begin : first;
-        last = end > last ? end : last;
-        all_begin = begin > all_begin ? begin : all_begin;
-        all_end = end < all_end ? end : all_end;
         q[j] = pass->operands[idx[j]].q;
-        weights[j] = rounded[j];
-        values[j] = parts[j];
         for (int32_t d = 0; d < e; d += kLanes) store(parts[j] + d, zero());
     }
     constexpr int32_t kBlocks = accumulators_per_query<Vec>(kQueries);
-    const int32_t end_block = (last + kBlockSize - 1) / kBlockSize;
-    int32_t b = first / kBlockSize;
-    Tops<kQueries> tops({all_begin, all_end});
+    const int32_t end_block = (seen.any.end + kBlockSize - 1) / kBlockSize;
+    int32_t b = seen.any.begin / kBlockSize;
+    Tops<kQueries> tops(seen.all);
     for (; b + kBlocks <= end_block; b += kBlocks)
         score_blocks<kQueries, kBlocks>(q, partition.k, e, scale, scores, tops.of(b, kBlocks), b,
                                         partition.v);
     for (; b < end_block; ++b)
         score_blocks<kQueries, 1>(q, partition.k, e, scale, scores, tops.of(b, 1), b, partition.v);
     float highest[kQueries], sums[kQueries];
-    for (int j = 0; j < kQueries; ++j) highest[j] = tops.mask_scores(scores[j], seen[j], j);
-    for (int j = 0; j < kQueries; ++j) sums[j] = exponentials(scores[j], seen[j], highest[j], rounded[j]);
+    for (int j = 0; j < kQueries; ++j) highest[j] = tops.mask_scores(scores[j], seen.each[j], j);
+    for (int j = 0; j < kQueries; ++j)
+        sums[j] = exponentials(scores[j], seen.each[j], highest[j], weights[j]);
     // Each query's keys in ascending order: its own before those that all see, these together, its own
     // behind, cut between steps.
-    all_begin = (all_begin + kStep<Float> - 1) / kStep<Float> * kStep<Float>;
-    all_end = all_end / kStep<Float> * kStep<Float>;
+    int32_t all_begin = (seen.all.begin + kStep<Float> - 1) / kStep<Float> * kStep<Float>;
+    int32_t all_end = seen.all.end / kStep<Float> * kStep<Float>;
     if (all_begin > all_end) all_begin = all_end = kPartitionSize;
     for (int j = 0; j < kQueries; ++j) {
-        const int32_t end = seen[j].end < all_begin ? seen[j].end : all_begin;
-        add_all_values<1>(weights + j, partition.v, seen[j].begin, end, e, values + j);
+        const auto [begin, end] = seen.each[j];
+        add_all_values<1>(weights + j, partition.v, begin, end < all_begin ? end : all_begin, e, parts + j);
     }
-    add_all_values<kQueries>(weights, partition.v, all_begin, all_end, e, values);
+    add_all_values<kQueries>(weights, partition.v, all_begin, all_end, e, parts);
     for (int j = 0; j < kQueries; ++j) {
-        add_all_values<1>(weights + j, partition.v, all_end, seen[j].end, e, values + j);
+        add_all_values<1>(weights + j, partition.v, all_end, seen.each[j].end, e, parts + j);
         merge(&pass->queries[idx[j]], pass->values[idx[j]], highest[j], sums[j], parts[j], e);
     }
 }

@@ -58,13 +58,29 @@ inline Span keys_seen(const Query& query, int32_t partition_begin) {
     return {begin > 0 ? begin : 0, end < kPartitionSize ? end : kPartitionSize};
 }
 
+// What each of some queries sees of a partition, any of them, and all.
+template <int kQueries>
+struct Views {
+    template <class Element>
+    Views(const Partition<Element>& partition, const Pass<Element>& pass, const int32_t* idx) {
+        for (int j = 0; j < kQueries; ++j) {
+            const auto [begin, end] = keys_seen(pass.queries[idx[j]], partition.begin);
+            each[j] = {begin, end};
+            any = {begin < any.begin ? begin : any.begin, end > any.end ? end : any.end};
+            all = {begin > all.begin ? begin : all.begin, end < all.end ? end : all.end};
+        }
+    }
+
+    Span each[kQueries], any = {kPartitionSize, 0}, all = {0, kPartitionSize};
+};
+
 // The highest scores of a partition. Where all queries see all keys of some blocks they are found while the
 // scores lie in registers.
 template <int kQueries>
 class Tops {
   public:
     explicit Tops(Span all_see) : all_see_(all_see) {
-        for (Vec& top : seen_) top = splat(-__builtin_inff());
+        for (int j = 0; j < kQueries; ++j) seen_[j] = others_[j] = splat(-__builtin_inff());
     }
 
     // What takes up the highest lanes of that many blocks, in ascending order.
@@ -93,7 +109,7 @@ class Tops {
 
   private:
     Span all_see_, found_ = {0, 0};
-    Vec seen_[kQueries], others_[kQueries] = {};
+    Vec seen_[kQueries], others_[kQueries];
 };
 
 // Accumulators beside one query: 16 Vecs in all where a Vec is one register of 32; where it is two of 16, at

@@ -53,11 +53,11 @@ FASTSERVE_INLINE Vec value_scales(const uint8_t* key_block, int32_t e) {
     return load_bf16(reinterpret_cast<const uint16_t*>(key_block + e * kBlockSize) + kBlockSize);
 }
 
-// scores[j][16 b ..] of `kBlocks` blocks from b on. Few queries wait for memory: a line of the blocks' values
-// v is then fetched for each line of their keys.
+// scores[j][16 b ..] of `kBlocks` blocks from b on, and into tops[j] the highest of each lane. Few queries
+// wait for memory: a line of the blocks' values v is then fetched for each line of their keys.
 template <int kQueries, int kBlocks>
 void score_blocks(const Operand<uint8_t>* const* q, const uint8_t* const* k, int32_t e, float scale,
-                  float (*scores)[kPartitionSize], int32_t b, const uint8_t* const* v) {
+                  float (*scores)[kPartitionSize], Vec* tops, int32_t b, const uint8_t* const* v) {
     VecI sums[kQueries][kBlocks];
 #pragma GCC unroll 8
     for (int j = 0; j < kQueries; ++j)
@@ -91,50 +91,50 @@ void score_blocks(const Operand<uint8_t>* const* q, const uint8_t* const* k, int
     for (int n = 0; n < kBlocks; ++n) {
         const Vec of_keys = key_scales(k[b + n], e);
 #pragma GCC unroll 8
-        for (int j = 0; j < kQueries; ++j)
-            store(scores[j] + (b + n) * kBlockSize,
-                  mul(to_float(sums[j][n]), mul(of_keys, splat(q[j]->scale * scale))));
+        for (int j = 0; j < kQueries; ++j) {
+            const Vec score = mul(to_float(sums[j][n]), mul(of_keys, splat(q[j]->scale * scale)));
+            store(scores[j] + (b + n) * kBlockSize, score);
+            tops[j] = max(score, tops[j]);
+        }
     }
 }
 
-// Of scores [begin, end) of a partition, e^(score - highest): their sum, and what values are multiplied with;
-// 0 outside.
-void weigh(float* scores, Span seen, const uint8_t* const* k, int32_t e, Weights* weights, float* highest,
-           float* sum) {
-    const Vec nothing = splat(-__builtin_inff());
+// What values are multiplied with, before it is rounded.
+struct Products {
+    float sum;  // of the exponentials
+    int32_t
+        largest;  // bits of the largest product: none is negative, so integers are ordered alike, NaN above
+};
+
+// Of a partition's scores that a query sees e^(score - highest) times the scale of the key's values, in their
+// place; 0 of the others in their blocks.
+Products weigh(float* scores, Span seen, const uint8_t* const* k, int32_t e, float highest) {
     const int32_t first = seen.begin / kBlockSize, last = (seen.end - 1) / kBlockSize;
-    const auto select_seen = [&](int32_t b, Vec lanes, Vec others) {
-        if (b == first) lanes = select_below(seen.begin - b * kBlockSize, others, lanes);
-        if (b == last) lanes = select_below(seen.end - b * kBlockSize, lanes, others);
-        return lanes;
-    };
-    Vec top = nothing;
+    Vec sum = zero();
+    VecI largest = zero_i();
     for (int32_t b = first; b <= last; ++b) {
-        const Vec score = select_seen(b, load(scores + b * kBlockSize), nothing);
-        store(scores + b * kBlockSize, score);
-        top = max(score, top);
-    }
-    *highest = reduce_max(top);
-    Vec total = zero();
-    VecI largest = zero_i();  // products are not negative: ordered as integers, and NaN is above all
-    for (int32_t b = first; b <= last; ++b) {
-        const Vec weight = exp_weight(sub(load(scores + b * kBlockSize), splat(*highest)));
-        total = add(total, weight);
-        const Vec product = select_seen(b, mul(weight, value_scales(k[b], e)), zero());
-        store(scores + b * kBlockSize, product);
+        float* lanes = scores + b * kBlockSize;
+        const Vec weight = exp_weight(sub(load(lanes), splat(highest)));
+        sum = add(sum, weight);
+        Vec product = mul(weight, value_scales(k[b], e));
+        if (b == first) product = select_below(seen.begin - b * kBlockSize, zero(), product);
+        if (b == last) product = select_below(seen.end - b * kBlockSize, product, zero());
+        store(lanes, product);
         largest = max(largest, as_int(product));
     }
-    *sum = reduce_add(total);
-    __builtin_memset(weights, 0, sizeof *weights);
-    const int32_t magnitude = reduce_max(largest);
-    weights->step = magnitude < kInfinity ? __builtin_bit_cast(float, magnitude) / kMaxCode : kNan;
-    if (magnitude >= kInfinity) return;
+    return {reduce_add(sum), reduce_max(largest)};
+}
+
+// The codes of a query's products, and 0 for the other keys of blocks that any query sees.
+void encode(const float* products, int32_t largest, Span seen, Span any, Weights* weights) {
+    weights->step = largest < kInfinity ? __builtin_bit_cast(float, largest) / kMaxCode : kNan;
     const Vec factor = per_step(weights->step);
     VecI sum_of_codes = zero_i();
-    for (int32_t b = first; b <= last; ++b) {
-        const VecI codes = to_int(mul(load(scores + b * kBlockSize), factor));
+    for (int32_t key = any.begin / kBlockSize * kBlockSize; key < any.end; key += kBlockSize) {
+        const bool none = key + kBlockSize <= seen.begin || key >= seen.end || largest >= kInfinity;
+        const VecI codes = none ? zero_i() : to_int(mul(load(products + key), factor));
         sum_of_codes = add(sum_of_codes, codes);
-        store_digits(codes, weights->high + b * kBlockSize, weights->low + b * kBlockSize);
+        store_digits(codes, weights->high + key, weights->low + key);
     }
     weights->base = missing(sum_of_codes);
 }
@@ -209,26 +209,28 @@ void attend_together(const Partition<uint8_t>& partition, int32_t e, float scale
     alignas(64) float parts[kQueries][kMaxHeadDim];
     Weights weights[kQueries];
     const Operand<uint8_t>* q[kQueries];
-    Span seen[kQueries];
-    int32_t begin = kPartitionSize, end = 0;
-    for (int j = 0; j < kQueries; ++j) {
-        q[j] = &pass->operands[idx[j]];
-        seen[j] = keys_seen(pass->queries[idx[j]], partition.begin);
-        begin = seen[j].begin < begin ? seen[j].begin : begin;
-        end = seen[j].end > end ? seen[j].end : end;
-    }
+    for (int j = 0; j < kQueries; ++j) q[j] = &pass->operands[idx[j]];
+    const Views<kQueries> seen(partition, *pass, idx);
     constexpr int32_t kBlocks = sums_per_query(kQueries);
-    const int32_t first_block = begin / kBlockSize, end_block = (end + kBlockSize - 1) / kBlockSize;
+    const int32_t first_block = seen.any.begin / kBlockSize;
+    const int32_t end_block = (seen.any.end + kBlockSize - 1) / kBlockSize;
     int32_t b = first_block;
+    Tops<kQueries> tops(seen.all);
     for (; b + kBlocks <= end_block; b += kBlocks)
-        score_blocks<kQueries, kBlocks>(q, partition.k, e, scale, scores, b, partition.v);
-    for (; b < end_block; ++b) score_blocks<kQueries, 1>(q, partition.k, e, scale, scores, b, partition.v);
-    float highest[kQueries], sums[kQueries];
+        score_blocks<kQueries, kBlocks>(q, partition.k, e, scale, scores, tops.of(b, kBlocks), b,
+                                        partition.v);
+    for (; b < end_block; ++b)
+        score_blocks<kQueries, 1>(q, partition.k, e, scale, scores, tops.of(b, 1), b, partition.v);
+    float highest[kQueries];
+    Products products[kQueries];
+    for (int j = 0; j < kQueries; ++j) highest[j] = tops.mask_scores(scores[j], seen.each[j], j);
     for (int j = 0; j < kQueries; ++j)
-        weigh(scores[j], seen[j], partition.k, e, &weights[j], &highest[j], &sums[j]);
+        products[j] = weigh(scores[j], seen.each[j], partition.k, e, highest[j]);
+    for (int j = 0; j < kQueries; ++j)
+        encode(scores[j], products[j].largest, seen.each[j], seen.any, &weights[j]);
     multiply_all_values<kQueries>(weights, partition.v, first_block, end_block, e, parts);
     for (int j = 0; j < kQueries; ++j)
-        merge(&pass->queries[idx[j]], pass->values[idx[j]], highest[j], sums[j], parts[j], e);
+        merge(&pass->queries[idx[j]], pass->values[idx[j]], highest[j], products[j].sum, parts[j], e);
 }
 
 }  // namespace
