@@ -292,6 +292,12 @@ void attend_tile(const PagedAttentionArgs& args, int64_t begin, int64_t end, int
     Pass<Element> pass;
     const int32_t e = args.cache.head_dim;
     const int32_t max_heads = kMaxQueries / static_cast<int32_t>(end - begin);
+    for (int64_t t = begin; t < end; ++t) {
+        for (int32_t d = head_begin * e; d < head_end * e; d += kLanes) {
+            prefetch(args.q + t * args.ldq + d);
+            if (args.out) prefetch(args.out + t * args.ldo + d);
+        }
+    }
     for (int32_t h = head_begin; h < head_end;) {
         const int32_t kv_head = args.kv_of_head[h];
         const int32_t first = h;
@@ -318,7 +324,7 @@ void merge(Query* query, float* values, float highest, float sum, const float* p
     if (query->sum == 0.0f) {  // the first partition
         query->highest = highest;
         query->sum = sum;
-        __builtin_memcpy(values, part, sizeof(float) * static_cast<size_t>(e));
+        for (int32_t d = 0; d < e; d += kLanes) store(values + d, load(part + d));
         return;
     }
     const float top = highest > query->highest ? highest : query->highest;
