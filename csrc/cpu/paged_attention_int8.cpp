@@ -87,15 +87,20 @@ void score_blocks(const Operand<uint8_t>* const* q, const uint8_t* const* k, int
                 sums[j][n] = dot_u8(sums[j][n], keys, broadcast4(q[j]->low + i));
         }
     }
+    Vec of_keys[kBlocks];
 #pragma GCC unroll 8
-    for (int n = 0; n < kBlocks; ++n) {
-        const Vec of_keys = key_scales(k[b + n], e);
+    for (int n = 0; n < kBlocks; ++n) of_keys[n] = key_scales(k[b + n], e);
 #pragma GCC unroll 8
-        for (int j = 0; j < kQueries; ++j) {
-            const Vec score = mul(to_float(sums[j][n]), mul(of_keys, splat(q[j]->scale * scale)));
+    for (int j = 0; j < kQueries; ++j) {
+        const Vec of_query = splat(q[j]->scale * scale);
+        Vec top = tops[j];
+#pragma GCC unroll 8
+        for (int n = 0; n < kBlocks; ++n) {
+            const Vec score = mul(to_float(sums[j][n]), mul(of_keys[n], of_query));
             store(scores[j] + (b + n) * kBlockSize, score);
-            tops[j] = max(score, tops[j]);
+            top = max(score, top);
         }
+        tops[j] = top;
     }
 }
 
@@ -148,18 +153,24 @@ FASTSERVE_INLINE VecI load_values(const uint8_t* v, int32_t num_dims) {
     return load(bytes);
 }
 
-// sums[j][n] += digits[j][key] * the values of blocks [first, end), dimensions [d + 16 n, ..).
-template <int kQueries, int kVecs, bool kWhole>
-FASTSERVE_INLINE void add_digit(const int8_t* const* digits, const uint8_t* const* v, int32_t first,
-                                int32_t end, int32_t e, int32_t d, VecI (&sums)[kQueries][kVecs]) {
-    for (int32_t key = first * kBlockSize; key < end * kBlockSize; key += kBytes) {
-        const uint8_t* row = v[key / kBlockSize] + (key % kBlockSize / kBytes * e + d) * kBytes;
+// sums[j][n] += one of the digits of weights[j] * the values of blocks [first, end), dimensions [d + 16 n,
+// ..).
+template <auto kDigit, bool kWhole, int kQueries, int kVecs>
+FASTSERVE_INLINE void add_digit(const Weights* weights, const uint8_t* const* v, int32_t first, int32_t end,
+                                int32_t e, int32_t d, VecI (&sums)[kQueries][kVecs]) {
+    for (int32_t b = first; b < end; ++b) {
+        const uint8_t* row = v[b] + d * kBytes;
+#pragma GCC unroll 4
+        for (int32_t key = 0; key < kBlockSize; key += kBytes, row += e * kBytes) {
 #pragma GCC unroll 8
-        for (int n = 0; n < kVecs; ++n) {
-            const VecI values = operand_u8(load_values<kWhole>(row + n * kLanes * kBytes, e - d));
+            for (int n = 0; n < kVecs; ++n) {
+                const VecI values = operand_u8(load_values<kWhole>(row + n * kLanes * kBytes, e - d));
 #pragma GCC unroll 8
-            for (int j = 0; j < kQueries; ++j)
-                sums[j][n] = dot_u8(sums[j][n], values, broadcast4(digits[j] + key));
+                for (int j = 0; j < kQueries; ++j) {
+                    const int8_t* digits = (weights[j].*kDigit) + b * kBlockSize + key;
+                    sums[j][n] = dot_u8(sums[j][n], values, broadcast4(digits));
+                }
+            }
         }
     }
 }
@@ -169,21 +180,17 @@ template <int kQueries, int kVecs, bool kWhole = true>
 void multiply_values(const Weights* weights, const uint8_t* const* v, int32_t first, int32_t end, int32_t e,
                      int32_t d, float (*parts)[kMaxHeadDim]) {
     VecI sums[kQueries][kVecs];
-    const int8_t *high[kQueries], *low[kQueries];
 #pragma GCC unroll 8
-    for (int j = 0; j < kQueries; ++j) {
-        high[j] = weights[j].high;
-        low[j] = weights[j].low;
+    for (int j = 0; j < kQueries; ++j)
 #pragma GCC unroll 8
         for (int n = 0; n < kVecs; ++n) sums[j][n] = zero_i();
-    }
-    add_digit<kQueries, kVecs, kWhole>(high, v, first, end, e, d, sums);
+    add_digit<&Weights::high, kWhole>(weights, v, first, end, e, d, sums);
 #pragma GCC unroll 8
     for (int j = 0; j < kQueries; ++j)
 #pragma GCC unroll 8
         for (int n = 0; n < kVecs; ++n)
             sums[j][n] = add(shift_left<kDigitBits>(sums[j][n]), splat(weights[j].base));
-    add_digit<kQueries, kVecs, kWhole>(low, v, first, end, e, d, sums);
+    add_digit<&Weights::low, kWhole>(weights, v, first, end, e, d, sums);
 #pragma GCC unroll 8
     for (int j = 0; j < kQueries; ++j)
 #pragma GCC unroll 8
