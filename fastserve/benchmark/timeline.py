@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -122,20 +122,22 @@ def summarise(passes: Sequence[Pass], roofs: Roofs) -> tuple[list[OpLine], float
 def _line(kind: tuple[str, str], passes: Sequence[Pass], roofs: Roofs) -> OpLine:
     of_passes = [[span for span in one.spans if (span.op, span.shape) == kind] for one in passes]
     calls = [spans for spans in of_passes if spans]  # a step that draws nothing lacks some ops
-    seconds = median(sum(span.end - span.begin for span in spans) for spans in calls)
-    last = calls[-1]
-    num_bytes = sum(span.work.num_bytes for span in last)
-    num_operations = sum(span.work.num_operations for span in last)
+    seconds = [sum(span.end - span.begin for span in spans) for spans in calls]
     waited = median(sum(span.waited for span in spans) for spans in calls)
+
+    def rate(amount: Callable[[OpSpan], float]) -> float:
+        """Each pass by its own time: the pieces of a long prompt see more and more keys."""
+        return median(sum(map(amount, spans)) / took for spans, took in zip(calls, seconds, strict=True))
+
     return OpLine(
         op=kind[0],
         shape=kind[1],
-        calls=len(last),
-        seconds=seconds,
-        waited=waited / seconds,
-        gbps=num_bytes / seconds / 1e9,
-        gops=num_operations / seconds / 1e9,
-        roof_share=sum(roofs.seconds(span.work) for span in last) / seconds,
+        calls=len(calls[-1]),
+        seconds=median(seconds),
+        waited=waited / median(seconds),
+        gbps=rate(lambda span: span.work.num_bytes) / 1e9,
+        gops=rate(lambda span: span.work.num_operations) / 1e9,
+        roof_share=rate(lambda span: roofs.seconds(span.work)),
     )
 
 
