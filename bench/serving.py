@@ -30,6 +30,8 @@ from fastserve.benchmark.serving import (
     run_closed_loops,
     run_poisson_arrivals,
 )
+from fastserve.cli.options import ENGINE
+from fastserve.cli.settings import Parser, add_options, resolve
 from fastserve.llm import LLM
 
 Prompts = list[list[int]]
@@ -54,8 +56,7 @@ def main() -> None:
         return [random_prompt(random_ids, arguments.prompt_tokens, VOCAB_SIZE) for _ in range(count)]
 
     with ExitStack() as stack:
-        options = ["--devices", str(arguments.devices), *arguments.serve_option]
-        served = stack.enter_context(running_server(arguments.model, options))
+        served = stack.enter_context(running_server(arguments.model, serve_options(arguments)))
         servers = [Server(f"fastserve, ready after {served.ready_s:.2f} s", served.url)]
         servers += [Server(url, url) for url in arguments.against]
         for server in servers:
@@ -126,15 +127,21 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def serve_options(arguments: argparse.Namespace) -> list[str]:
+    return ["--devices", str(arguments.devices), *arguments.serve_option]
+
+
 def closed(url: str, prompts: Prompts, arguments: argparse.Namespace) -> list[Trace]:
     return run_closed_loops(url, prompts, num_clients=arguments.clients, max_tokens=arguments.max_tokens)
 
 
 def offline_engine(arguments: argparse.Namespace, stack: ExitStack) -> Callable[[Prompts], float]:
-    """Tokens a second of the same load."""
-    llm = stack.enter_context(
-        closing(LLM(arguments.model, devices=arguments.devices, max_num_seqs=arguments.clients))
-    )
+    """Tokens a second of the same load, with the server's options."""
+    parser = Parser()
+    add_options(parser, ENGINE)
+    given, _ = parser.parse_known_args(["--model", arguments.model, *serve_options(arguments)])
+    options = resolve(ENGINE, vars(given), {}).pick(ENGINE)
+    llm = stack.enter_context(closing(LLM(**{**options, "max_num_seqs": arguments.clients})))
 
     def rate(prompts: Prompts) -> float:
         start = perf_counter()
