@@ -208,8 +208,9 @@ struct SelectRowsArgs {
     int64_t ldx;
     const int32_t* sample_rows;
     int32_t rows, d;
-    float* out;
+    float* out;  // null: the operand alone
     int64_t ldo;
+    MatmulOperand operand = {};
 };
 
 // out += over ranks of x, in place; csrc/ring/exchange.h says in which order.

@@ -120,8 +120,8 @@ void add_matmul(Program& p, const std::string& rows, const std::optional<py::tup
     p.append({rows_of(rows), args});
 }
 
-void add_matmul_all_reduce(Program& p, const std::optional<py::tuple>& x, const PackedBuffer& w,
-                           size_t scratch, const std::optional<py::tuple>& y,
+void add_matmul_all_reduce(Program& p, const std::string& rows, const std::optional<py::tuple>& x,
+                           const PackedBuffer& w, size_t scratch, const std::optional<py::tuple>& y,
                            const std::optional<py::tuple>& residual, std::vector<float> norm, float eps,
                            const Operand& operand) {
     MatmulAllReduceArgs args{matmul_args(p, x, w, scratch, y), p.exchange()};
@@ -133,7 +133,7 @@ void add_matmul_all_reduce(Program& p, const std::optional<py::tuple>& x, const 
         args.norm.eps = eps;
         args.norm.operand = operand_of(p, operand);
     }
-    p.append({Rows::tokens, args});
+    p.append({rows_of(rows), args});
 }
 
 RotaryArgs rotary_args(Program& p, const py::tuple& q, const py::tuple& k, std::vector<float> inv_freq,
@@ -219,15 +219,18 @@ void add_silu_mul(Program& p, const py::tuple& x, int f, const std::optional<py:
                                         .operand = operand_of(p, operand)}});
 }
 
-void add_select_rows(Program& p, const py::tuple& x, int d, const py::tuple& out) {
-    const Buffer from = buffer_of(x), to = buffer_of(out);
+void add_select_rows(Program& p, const py::tuple& x, int d, const std::optional<py::tuple>& out,
+                     const Operand& operand) {
+    const Buffer from = buffer_of(x);
+    const OptionalFloats to(p, out);
     p.append({Rows::samples, SelectRowsArgs{.x = p.buffer(from.offset),
                                             .ldx = from.ld,
                                             .sample_rows = p.slots().sample_rows(),
                                             .rows = 0,
                                             .d = d,
-                                            .out = p.buffer(to.offset),
-                                            .ldo = to.ld}});
+                                            .out = to.data,
+                                            .ldo = to.ld,
+                                            .operand = operand_of(p, operand)}});
 }
 
 void add_sample(Program& p, const py::tuple& logits, int n, int vocab_begin, size_t scratch) {
@@ -358,8 +361,8 @@ void bind_program(py::module_& m) {
              py::arg("scratch"), py::arg("y"), py::arg("epilogue") = "none", py::arg("operand") = py::none(),
              py::arg("copy_rows") = 0,
              "x None: the op that makes it has written its operand to the scratch, with these copy_rows.")
-        .def("add_matmul_all_reduce", &add_matmul_all_reduce, py::keep_alive<1, 3>(), py::arg("x"),
-             py::arg("w"), py::arg("scratch"), py::arg("y"), py::arg("residual") = py::none(),
+        .def("add_matmul_all_reduce", &add_matmul_all_reduce, py::keep_alive<1, 4>(), py::arg("rows"),
+             py::arg("x"), py::arg("w"), py::arg("scratch"), py::arg("y"), py::arg("residual") = py::none(),
              py::arg("norm") = std::vector<float>(), py::arg("eps") = 0.0f, py::arg("operand") = py::none(),
              "With a residual and a norm's weight: y is the norm of residual + sum. x as in add_matmul.")
         .def("add_rotary", &add_rotary, py::arg("q"), py::arg("k"), py::arg("inv_freq"), py::arg("num_heads"),
@@ -372,7 +375,8 @@ void bind_program(py::module_& m) {
              py::arg("operand") = py::none())
         .def("add_silu_mul", &add_silu_mul, py::arg("x"), py::arg("f"), py::arg("out"),
              py::arg("operand") = py::none())
-        .def("add_select_rows", &add_select_rows, py::arg("x"), py::arg("d"), py::arg("out"))
+        .def("add_select_rows", &add_select_rows, py::arg("x"), py::arg("d"), py::arg("out"),
+             py::arg("operand") = py::none())
         .def("add_sample", &add_sample, py::arg("logits"), py::arg("n"), py::arg("vocab_begin"),
              py::arg("scratch"));
     py::class_<WorkerThread>(m, "WorkerThread")

@@ -93,6 +93,9 @@ def forward(
             window=config.sliding_window,
             max_group=shard.max_group,
         )
+        if layer is weights.layers[-1]:  # behind its keys and values rows matter no more to each other
+            attention = ops.select_rows(attention, inputs.sample_rows)
+            residual = ops.select_rows(residual, inputs.sample_rows)
         hidden = ops.matmul_all_reduce_add_rms_norm(
             attention, layer.attention_out, inputs.group, residual, layer.mlp_norm, eps
         )
@@ -100,4 +103,4 @@ def forward(
         hidden = ops.matmul_all_reduce_add_rms_norm(
             activated, layer.down, inputs.group, residual, next_norm, eps
         )
-    return ops.matmul(ops.select_rows(hidden, inputs.sample_rows), weights.logits)
+    return ops.matmul(hidden, weights.logits)

@@ -1,7 +1,8 @@
 """The op table, recorded instead of run: a model's forward, once, becomes a native Program.
 
-Ops are kept until `finish`, when lifetimes are known and addresses given, and who reads what: norms, activations and
-attention write what the matmul behind them multiplies (its operand), and floats only where somebody reads them.
+Ops are kept until `finish`, when lifetimes are known and addresses given, and who reads what: norms, activations,
+attention and selected rows are written as what the matmul behind them multiplies (its operand), and as floats only where
+somebody reads these.
 """
 
 from __future__ import annotations
@@ -130,7 +131,7 @@ class Recorder:
         out = self._value(part.n, x.rows)
 
         def emit() -> None:
-            self._program.add_matmul_all_reduce(*self._at_factors(factors), self._at(out))
+            self._program.add_matmul_all_reduce(x.rows, *self._at_factors(factors), self._at(out))
 
         self._record(emit, factors.reads, [out, factors.scratch])
         return out
@@ -153,10 +154,11 @@ class Recorder:
         def emit() -> None:
             y, operand = self._places(out)
             self._program.add_matmul_all_reduce(
-                *self._at_factors(factors), y, self._at(residual), list(norm_weight), eps, operand
+                x.rows, *self._at_factors(factors), y, self._at(residual), list(norm_weight), eps, operand
             )
 
         self._record(emit, factors.reads, [out.value, factors.scratch], updated=[residual])
+        self._lives[residual.buffer].last += 1  # who has its own copy goes on while others still read this
         return out.value
 
     def split(self, x: Value, sizes: Sequence[int]) -> tuple[Value, ...]:
@@ -228,13 +230,13 @@ class Recorder:
         return out.value
 
     def select_rows(self, x: Value, sample_rows: None) -> Value:
-        out = self._value(x.width, "samples")
+        out = self._output(x.width, "samples")
 
         def emit() -> None:
-            self._program.add_select_rows(self._at(x), x.width, self._at(out))
+            self._program.add_select_rows(self._at(x), x.width, *self._places(out))
 
-        self._record(emit, [x], [out])
-        return out
+        self._record(emit, [x], [out.value])
+        return out.value
 
     def sample(self, logits: Value, *, vocab_begin: int, scratch_bytes: int) -> None:
         scratch = self._scratch(scratch_bytes)

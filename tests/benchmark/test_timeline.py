@@ -56,12 +56,8 @@ def test_a_step_is_told_op_by_op(llm: LLM) -> None:
 
 def test_a_decode_step_waits_no_more_often_than_its_ops_depend_on_each_other(llm: LLM) -> None:
     _, decode, _ = passes_of(llm, [[5, 6, 7, 8]], 3)
-    inside = (
-        2 * NUM_LAYERS + 2
-    )  # row-parallel matmuls norm their sums; logits prepare chosen rows; sample merges
-    left_out = (
-        2 * NUM_LAYERS - 1
-    )  # each thread goes on with the norm that it has made, but for the chosen rows
+    inside = 2 * NUM_LAYERS + 1  # row-parallel matmuls norm their sums; sample merges
+    left_out = 2 * NUM_LAYERS  # each thread goes on with the norm that it has made
     assert decode.num_barriers == len(decode.spans) + inside - left_out
 
 
