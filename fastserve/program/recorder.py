@@ -1,8 +1,8 @@
 """The op table, recorded instead of run: a model's forward, once, becomes a native Program.
 
 Ops are kept until `finish`, when lifetimes are known and addresses given, and who reads what: norms, activations,
-attention and selected rows are written as what the matmul behind them multiplies (its operand), and as floats only where
-somebody reads these.
+attention and selected rows are written as what the matmul behind them multiplies (its operand), and as floats only
+where somebody reads these.
 """
 
 from __future__ import annotations
