@@ -86,7 +86,8 @@ class LLM:
         try:
             while True:
                 while builder.num_deltas == num_seen:  # other calls may have run its steps meanwhile
-                    self._pump()
+                    with DeferredInterrupt():
+                        self._pump()
                 num_seen = builder.num_deltas
                 yield builder.snapshot()
                 if builder.output.finished and builder.num_deltas == num_seen:
@@ -134,22 +135,24 @@ class LLM:
         started: list[str] = []
         outputs: dict[str, RequestOutput] = {}
         try:
-            for (text, ids), params in zip(prompts, listed, strict=True):
-                while self._engine.room() < params.n and self._engine.has_work:
+            with DeferredInterrupt() as interrupt:
+                for (text, ids), params in zip(prompts, listed, strict=True):
+                    while self._engine.room() < params.n and self._engine.has_work:
+                        self._pump()
+                        interrupt.settle()
+                    started.append(self._add(text, ids, params))
+                    outputs[started[-1]] = self._builders[started[-1]].output
+                while not all(output.finished for output in outputs.values()):
                     self._pump()
-                started.append(self._add(text, ids, params))
-                outputs[started[-1]] = self._builders[started[-1]].output
-            while not all(output.finished for output in outputs.values()):
-                self._pump()
+                    interrupt.settle()
         finally:
             self._drop(started)
         return [outputs[request_id] for request_id in started]
 
     def _pump(self) -> None:
-        """One step, for every request under way."""
-        with DeferredInterrupt():
-            for delta in self._engine.step():
-                self._builders[delta.request_id].apply(delta)
+        """One step, for every request under way; to be called where Ctrl-C waits for its end."""
+        for delta in self._engine.step():
+            self._builders[delta.request_id].apply(delta)
 
     def _drop(self, request_ids: list[str]) -> None:
         for request_id in request_ids:

@@ -7,6 +7,7 @@ and sampling state, so that a steady decode step says no more than "the same slo
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,8 +108,7 @@ class Step:
         return sum(len(chunk.token_ids) for chunk in self.chunks) + len(self.decodes)
 
 
-@dataclass(frozen=True, slots=True)
-class Sampled:
+class Sampled(NamedTuple):
     """A token that a slot drew, or (scored) the logprob of a prompt token that was given."""
 
     slot: int
@@ -119,8 +119,7 @@ class Sampled:
     top: tuple[tuple[int, float], ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Drafted:
+class Drafted(NamedTuple):
     """What a slot drafted in a step: it drew one token more than it kept of these."""
 
     slot: int

@@ -45,7 +45,8 @@ class BlockManager:
         return max(-(-num_tokens // self.block_size) - held, 0)
 
     def can_grant(self, slot: int, num_tokens: int) -> bool:
-        return self.blocks_needed(slot, num_tokens) <= self.num_free
+        needed = self.blocks_needed(slot, num_tokens)
+        return not needed or needed <= self.num_free
 
     def grant(self, slot: int, num_tokens: int) -> list[BlockGrant]:
         """Gives `slot` the blocks it needs to hold num_tokens positions; asserts that can_grant said yes."""

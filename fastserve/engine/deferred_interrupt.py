@@ -9,11 +9,11 @@ from __future__ import annotations
 import signal
 import threading
 from types import FrameType, TracebackType
-from typing import Any
+from typing import Any, Self
 
 
 class DeferredInterrupt:
-    """In a `with` on the main thread: the first Ctrl-C takes effect at its end, a second one at once.
+    """In a `with` on the main thread: the first Ctrl-C takes effect at its end or in `settle`, a second one at once.
 
     The second is for ranks that hang. On another thread, or if SIGINT has no Python handler, nothing changes.
     """
@@ -23,7 +23,7 @@ class DeferredInterrupt:
         self._frame: FrameType | None = None
         self._pending = False
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> Self:
         self._pending = False
         self._handler = None
         if threading.current_thread() is threading.main_thread():
@@ -31,14 +31,20 @@ class DeferredInterrupt:
             if callable(handler):
                 self._handler = handler
                 signal.signal(signal.SIGINT, self._note)
+        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._handler is not None:
             signal.signal(signal.SIGINT, self._handler)
-            if self._pending:
-                self._handler(signal.SIGINT, self._frame)
+            self.settle()
+
+    def settle(self) -> None:
+        """Between steps: a Ctrl-C that is held back takes effect."""
+        if self._pending:
+            self._pending = False
+            self._handler(signal.SIGINT, self._frame)
 
     def _note(self, signum: int, frame: FrameType | None) -> None:
         if self._pending:

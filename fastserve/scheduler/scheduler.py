@@ -221,6 +221,8 @@ class Scheduler:
     ) -> tuple[int, ...]:
         """As much of `budgets` as the step has rows for, if there are blocks: nobody is preempted for a guess."""
         assert request.slot is not None
+        if budgets == NO_DRAFTS:
+            return budgets
         if max(budgets) > draft.drafts_left:
             budgets = tuple(min(budget, draft.drafts_left) for budget in budgets)
         if not self.blocks.can_grant(request.slot, request.num_positions_after(max(budgets))):

@@ -12,6 +12,11 @@ SAME_DECODES = -1
 WORD_MASK = 0xFFFFFFFF
 WORD_BYTES = 4
 MODEL_STOP_IDS = 64  # ids that end a text by the model's own metadata: a handful
+_RESULT = struct.Struct("=4i")  # the step's id, its time in us, slots that drafted, samples
+_DRAFTED = struct.Struct("=3i")
+_SAMPLE = struct.Struct(
+    "=3if2i"
+)  # slot, token, whether it is a score, logprob, rank, number of the likeliest
 OPENING_WORDS = 17 + MAX_STOP_TOKEN_IDS + MODEL_STOP_IDS + 2 * MAX_LOGIT_BIAS
 
 
@@ -79,28 +84,21 @@ class StepEncoder:
 
 def decode_result(message: bytes) -> StepResult:
     """The result that a rank wrote; the rank is ours, so a malformed one is our own fault."""
-    ints = memoryview(message).cast("i")
-    reals = memoryview(message).cast("B").cast("f")
-    step_id, elapsed_us, num_drafted, num_samples = ints[:4]
-    at = 4 + 3 * num_drafted
-    drafted = tuple(Drafted(*ints[begin : begin + 3]) for begin in range(4, at, 3))
+    step_id, elapsed_us, num_drafted, num_samples = _RESULT.unpack_from(message)
+    begin, at = _RESULT.size, _RESULT.size + num_drafted * _DRAFTED.size
+    drafted = tuple(Drafted(*words) for words in _DRAFTED.iter_unpack(message[begin:at]))
     samples = []
     for _ in range(num_samples):
-        num_top = ints[at + 5]
-        ids, logprobs = at + 6, at + 6 + num_top
-        top = tuple(
-            zip(ints[ids:logprobs].tolist(), reals[logprobs : logprobs + num_top].tolist(), strict=True)
-        )
-        samples.append(
-            Sampled(
-                slot=ints[at],
-                token_id=ints[at + 1],
-                scored=bool(ints[at + 2]),
-                logprob=reals[at + 3],
-                rank=ints[at + 4],
-                top=top,
+        slot, token_id, scored, logprob, rank, num_top = _SAMPLE.unpack_from(message, at)
+        at += _SAMPLE.size
+        top: tuple[tuple[int, float], ...] = ()
+        if num_top:
+            ids, logprobs = (
+                struct.unpack_from(f"={num_top}{code}", message, at + offset)
+                for code, offset in (("i", 0), ("f", num_top * WORD_BYTES))
             )
-        )
-        at = logprobs + num_top
-    assert at == len(ints), (at, len(ints))
-    return StepResult(step_id=step_id, samples=tuple(samples), elapsed_us=elapsed_us, drafted=drafted)
+            top = tuple(zip(ids, logprobs, strict=True))
+            at += 2 * num_top * WORD_BYTES
+        samples.append(Sampled(slot, token_id, scored != 0, logprob, rank, top))
+    assert at == len(message), (at, len(message))
+    return StepResult(step_id, tuple(samples), elapsed_us, drafted)
