@@ -30,6 +30,21 @@ def test_a_second_interrupt_takes_effect_at_once() -> None:
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+def test_between_steps_an_interrupt_takes_effect_and_is_done_with() -> None:
+    seen: list[int | str] = []
+    with DeferredInterrupt() as deferred:
+        for step in range(3):
+            if step == 1:
+                signal.raise_signal(signal.SIGINT)
+            seen.append(step)
+            try:
+                deferred.settle()
+            except KeyboardInterrupt:
+                seen.append("raised")
+    assert seen == [0, 1, "raised", 2]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
 def test_without_an_interrupt_nothing_happens_and_it_may_be_used_again() -> None:
     deferred = DeferredInterrupt()
     for _ in range(2):
