@@ -82,6 +82,12 @@ class PyGgufFile {
         return *metadata_;
     }
 
+    // Of the tokenizer alone there are megabytes in objects of Python.
+    void release_pages() {
+        metadata_.reset();
+        file_->release_pages();
+    }
+
     py::dict tensors() {
         if (!tensors_) {
             py::dict found;
@@ -137,6 +143,8 @@ void bind_weights(py::module_& m) {
     py::class_<PyGgufFile>(m, "GgufFile", "A GGUF file, mapped as long as this object lives.")
         .def(py::init<const std::filesystem::path&>(), py::arg("path"))
         .def_property_readonly("path", &PyGgufFile::path)
+        .def("release_pages", &PyGgufFile::release_pages,
+             "What was read no longer counts as this process's memory; it may be read again.")
         .def_property_readonly("version", [](const PyGgufFile& f) { return f.file().version(); })
         .def_property_readonly("metadata", &PyGgufFile::metadata,
                                "key -> int | float | bool | str | list of one of these")

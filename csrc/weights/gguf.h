@@ -71,6 +71,9 @@ class GgufFile {
     // tensors can be examined, and is refused when one of them is loaded.
     const uint8_t* tensor_data(const GgufTensor& tensor) const;
 
+    // After tensors were packed: see MappedFile.
+    void release_pages() const { mapping_.release_pages(); }
+
   private:
     class Parser;
 

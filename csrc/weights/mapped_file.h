@@ -26,6 +26,10 @@ class MappedFile {
 
     std::span<const uint8_t> bytes() const { return {data_, size_}; }
 
+    // Pages that were read no longer count as this process's memory; who reads them again finds them in the
+    // system's cache.
+    void release_pages() const;
+
   private:
     const uint8_t* data_ = nullptr;
     size_t size_ = 0;

@@ -87,9 +87,9 @@ def build_rank_program(
 
 def load_shard(model: OpenModel, shard: Shard, *, num_threads: int) -> LoadedShard:
     """Packs `shard` of the model. Raises WeightFileError."""
-    return LoadedShard(
-        model, shard, ShardLoader(model.file, model.config, shard, num_threads=num_threads).load()
-    )
+    weights = ShardLoader(model.file, model.config, shard, num_threads=num_threads).load()
+    model.file.release_pages()
+    return LoadedShard(model, shard, weights)
 
 
 def record_program(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 
 import tokenizers
 from tokenizers import pre_tokenizers
@@ -62,7 +63,7 @@ class Tokenizer:
         ]
         literal.sort(key=lambda item: -len(item[0]))
         kinds = vocabulary.types
-        self._vocabulary = vocabulary
+        self._vocabulary = replace(vocabulary, merges=())  # megabytes, which the BPE has in its own way
         self._literal = tuple(t for t in literal if kinds[t[1]] is TokenType.USER_DEFINED)
         self._literal_or_special = tuple(literal)
         self._bpe = _build_bpe(vocabulary)
