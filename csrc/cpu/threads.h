@@ -50,6 +50,7 @@ class Team {
     Flag released_;
     Flag generation_;  // raised by run(); a futex word for sleeping threads
     std::atomic<int> sleepers_{0};
+    std::atomic<int> waker_core_{-1};
     std::atomic<bool> stop_{false};
     const std::function<void(const Worker&)>* task_ = nullptr;
     std::vector<std::thread> threads_;

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import get_args
@@ -117,6 +119,17 @@ def test_the_same_bits_whatever_the_number_of_threads(
             outs.append(fastserve.ops.matmul(x, w))
     assert torch.equal(outs[0], outs[1])
     assert torch.equal(outs[0], outs[2])
+
+
+def test_threads_that_slept_may_run_on_every_core_afterwards(generator: torch.Generator) -> None:
+    x, w = torch.randn(1, 64, generator=generator), pack(torch.randn(32, 64, generator=generator), "q8")
+    with threads(3):
+        fastserve.ops.matmul(x, w)
+        cores = {task: os.sched_getaffinity(task) for task in map(int, os.listdir("/proc/self/task"))}
+        for _ in range(5):
+            time.sleep(0.01)
+            fastserve.ops.matmul(x, w)
+        assert {task: os.sched_getaffinity(task) for task in cores} == cores
 
 
 def test_reads_columns_of_a_wider_matrix(isa: str, generator: torch.Generator) -> None:
