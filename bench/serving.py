@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import statistics
 from collections.abc import Callable, Sequence
@@ -140,7 +141,7 @@ def offline_engine(arguments: argparse.Namespace, stack: ExitStack) -> Callable[
     parser = Parser()
     add_options(parser, ENGINE)
     given, _ = parser.parse_known_args(["--model", arguments.model, *serve_options(arguments)])
-    options = resolve(ENGINE, vars(given), {}).pick(ENGINE)
+    options = resolve(ENGINE, vars(given), os.environ).pick(ENGINE)
     llm = stack.enter_context(closing(LLM(**{**options, "max_num_seqs": arguments.clients})))
 
     def rate(prompts: Prompts) -> float:

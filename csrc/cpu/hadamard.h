@@ -21,7 +21,7 @@ constexpr int32_t num_mixed(int32_t e) {
 // The sum and the difference of each two lanes that lie kDistance apart.
 template <int kDistance>
 FASTSERVE_INLINE Vec mix_lanes(Vec a) {
-    constexpr int kTopBit = 31, kSign = kDistance == 1 ? 0 : kDistance == 2 ? 1 : kDistance == 4 ? 2 : 3;
+    constexpr int kTopBit = 31, kSign = __builtin_ctz(kDistance);
     constexpr int32_t kLane[] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
     const VecI signs = shift_left<kTopBit>(shift_right<kSign>(load(kLane)));
     return add(swap_lanes<kDistance>(a), as_float(bit_xor(as_int(a), signs)));

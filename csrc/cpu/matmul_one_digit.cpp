@@ -9,6 +9,7 @@
 namespace fastserve::FASTSERVE_ISA_NAMESPACE {
 namespace {
 
+static_assert(sizeof(BytePair) == 2 * kQuantBlock + 20);  // matmul_scratch_bytes
 constexpr int kMaxPairs = kMaxChunk / kQuantBlock / 2;
 
 // Of blocks w and the one behind it; of the last block of an odd number, with 0.
@@ -26,7 +27,6 @@ struct OneDigit : Tiles<type> {
     using Layout = Packed<type>;
     using Tiles<type>::Tiles;
 
-    int64_t blocks_per_row = 0;
     uint8_t* centres = nullptr;  // of a chunk; null: each tile makes its own
 
     template <int P>
@@ -74,7 +74,7 @@ struct OneDigit : Tiles<type> {
         float* const out = this->chunk_y + row * this->ldy;
         load_chain(acc, out, this->ldy, this->num_columns, this->first_block == 0);
         const uint8_t* w = this->chunk_w;
-        RowsOfBlocks<BytePair> rows(this->x, row, (blocks_per_row + 1) / 2, this->first_block / 2);
+        RowsOfBlocks<BytePair> rows(this->x, row, this->weight.k, this->first_block / 2);
         int b = 0;
         for (; b + 2 <= this->num_blocks; b += 2) {
             add_block<0>(acc, w, rows);
@@ -96,7 +96,6 @@ void run(const MatmulArgs& args, const MatmulPart& part, float* y, int64_t ldy) 
     const MatmulConfig config = choose_matmul(args.rows, type);
     alignas(kVectorBytes) uint8_t centres[kMaxPairs * kVectorBytes];
     OneDigit<type> kind(args, y, ldy);
-    kind.blocks_per_row = args.w.k / kQuantBlock;
     if (config.chunk > 0) kind.centres = centres;
     walk_tiles(kind, args.w.k, part, config);
 }

@@ -78,15 +78,6 @@ FASTSERVE_INLINE void store_codes(BytePair* row, int32_t block, int32_t num_bloc
     if (half == 0 && block + 1 == num_blocks) to.sum[1] = 0;
 }
 
-template <class Block>
-int64_t blocks_of_row(int32_t k) {
-    return k / kQuantBlock;
-}
-template <>
-int64_t blocks_of_row<BytePair>(int32_t k) {
-    return (k / kQuantBlock + 1) / 2;
-}
-
 }  // namespace
 
 OperandFormat operand_format(WeightType type, int32_t activation_bits, int32_t rows) {

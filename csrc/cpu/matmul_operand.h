@@ -93,4 +93,15 @@ struct BytePair {
     uint16_t sum[2];  // q4m: scale * sum of the codes, a bfloat16, which multiplies the centre
 };
 
+template <class Block>
+constexpr int64_t kCodesOf = kQuantBlock;
+template <>
+constexpr int64_t kCodesOf<BytePair> = 2 * kQuantBlock;
+
+// Blocks of that kind in a row of k codes.
+template <class Block>
+constexpr int64_t blocks_of_row(int64_t k) {
+    return (k + kCodesOf<Block> - 1) / kCodesOf<Block>;
+}
+
 }  // namespace fastserve::FASTSERVE_ISA_NAMESPACE

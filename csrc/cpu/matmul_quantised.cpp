@@ -15,7 +15,6 @@ constexpr int kPairs = 16;  // of 2 k in a block
 constexpr int kHighOffset = offsetof(QuantisedBlock, high), kLowOffset = offsetof(QuantisedBlock, low);
 constexpr int kScaleOffset = offsetof(QuantisedBlock, scale), kBaseOffset = offsetof(QuantisedBlock, base);
 static_assert(sizeof(QuantisedBlock) == 2 * kQuantBlock + 8);  // matmul_scratch_bytes
-static_assert(sizeof(BytePair) == 2 * kQuantBlock + 20);
 static_assert(offsetof(WideBlock, codes) == 0 && offsetof(WideBlock, scale) == kScaleOffset &&
               offsetof(WideBlock, base) == kBaseOffset);
 constexpr int kMaxChunkBlocks = 16;  // choose_matmul's chunk of 512, where weights are unpacked
@@ -78,8 +77,6 @@ struct FewRows : Tiles<type> {
     using Tiles<type>::Tiles;
     static constexpr bool kNarrow = Layout::kNarrow;
 
-    int64_t blocks_per_row = this->weight.k / kQuantBlock;
-
     template <int P>
     FASTSERVE_INLINE void begin(int panel, int k_begin, int k_end) {
         this->begin_chunk(panel, k_begin, k_end);
@@ -116,7 +113,7 @@ struct FewRows : Tiles<type> {
         float* const out = this->chunk_y + row * this->ldy;
         load_chain(acc, out, this->ldy, this->num_columns, this->first_block == 0);
         const uint8_t* w = this->chunk_w;
-        RowsOfBlocks<QuantisedBlock> rows(this->x, row, blocks_per_row, this->first_block);
+        RowsOfBlocks<QuantisedBlock> rows(this->x, row, this->weight.k, this->first_block);
         for (int b = 0; b < this->num_blocks; ++b) {
             const auto at = [=](int r, int64_t offset)
                                 __attribute__((always_inline)) { return rows.at(r, offset); };
@@ -151,7 +148,6 @@ struct ManyRows : Tiles<type> {
     using Layout = Unpacked<type>;
     using Tiles<type>::Tiles;
 
-    int64_t blocks_per_row = this->weight.k / kQuantBlock;
     uint8_t* buffer;  // kMaxChunkBlocks blocks
 
     template <int P>
@@ -166,7 +162,7 @@ struct ManyRows : Tiles<type> {
         float* const out = this->chunk_y + row * this->ldy;
         load_chain(acc, out, this->ldy, this->num_columns, this->first_block == 0);
         const uint8_t* w = buffer;
-        RowsOfBlocks<WideBlock> rows(this->x, row, blocks_per_row, this->first_block);
+        RowsOfBlocks<WideBlock> rows(this->x, row, this->weight.k, this->first_block);
         for (int b = 0; b < this->num_blocks; ++b) {
             const auto at = [=](int r, int64_t offset)
                                 __attribute__((always_inline)) { return rows.at(r, offset); };

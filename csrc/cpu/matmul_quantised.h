@@ -127,8 +127,8 @@ struct RowsOfBlocks {
     const uint8_t* thirds[3];
     int64_t ldx;
 
-    FASTSERVE_INLINE RowsOfBlocks(const void* x, int row, int64_t blocks_per_row, int first_block)
-        : ldx(blocks_per_row * static_cast<int64_t>(sizeof(Block))) {
+    FASTSERVE_INLINE RowsOfBlocks(const void* x, int row, int64_t k, int first_block)
+        : ldx(blocks_of_row<Block>(k) * static_cast<int64_t>(sizeof(Block))) {
         for (int i = 0; i < 3; ++i)
             thirds[i] = static_cast<const uint8_t*>(x) + (row + 3 * i) * ldx +
                         first_block * static_cast<int64_t>(sizeof(Block));

@@ -106,9 +106,8 @@ void score_blocks(const Operand<uint8_t>* const* q, const uint8_t* const* k, int
 
 // What values are multiplied with, before it is rounded.
 struct Products {
-    float sum;  // of the exponentials
-    int32_t
-        largest;  // bits of the largest product: none is negative, so integers are ordered alike, NaN above
+    float sum;        // of the exponentials
+    int32_t largest;  // bits of the largest: none is negative, so integers are ordered alike, NaN above
 };
 
 // Of a partition's scores that a query sees e^(score - highest) times the scale of the key's values, in their

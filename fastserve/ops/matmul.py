@@ -147,7 +147,7 @@ def _cpu(  # noqa: PLR0917 (the schema's order)
     check_activation_bits(activation_bits)
     fused = epilogue == "silu_mul" and n // 2 % QUANT_BLOCK == 0
     # As check_operands, but for asking again which backend this is: the environment takes a microsecond.
-    check_layout(w, type, n, k, lays_rows=False)
+    check_layout(w, type, n, k, in_rows=False)
     arguments.rows("x", x, num_columns=k, dtype=torch.float32)
     check_alignment(w)
     out = x.new_empty((x.shape[0], n // 2 if fused else n))

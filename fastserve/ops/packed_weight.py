@@ -51,13 +51,13 @@ class PackedWeight:
 
 def check(data: Tensor, weight_type: str, n: int, k: int) -> None:
     """Raises ValueError naming type, n, k or data."""
-    check_layout(data, weight_type, n, k, lays_rows=lays_rows(data.device))
+    check_layout(data, weight_type, n, k, in_rows=lays_rows(data.device))
 
 
-def check_layout(data: Tensor, weight_type: str, n: int, k: int, *, lays_rows: bool) -> None:
+def check_layout(data: Tensor, weight_type: str, n: int, k: int, *, in_rows: bool) -> None:
     """The same, of a weight in plain rows or in panels."""
     check_shape(weight_type, n, k)
-    size = weight_rows.num_bytes(weight_type, n, k) if lays_rows else panels_bytes(weight_type, n, k)
+    size = weight_rows.num_bytes(weight_type, n, k) if in_rows else panels_bytes(weight_type, n, k)
     arguments.vector("data", data, dtype=torch.uint8, size=size)
 
 

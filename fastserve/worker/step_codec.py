@@ -93,12 +93,9 @@ def decode_result(message: bytes) -> StepResult:
         at += _SAMPLE.size
         top: tuple[tuple[int, float], ...] = ()
         if num_top:
-            ids, logprobs = (
-                struct.unpack_from(f"={num_top}{code}", message, at + offset)
-                for code, offset in (("i", 0), ("f", num_top * WORD_BYTES))
-            )
-            top = tuple(zip(ids, logprobs, strict=True))
-            at += 2 * num_top * WORD_BYTES
+            words = struct.unpack_from(f"={num_top}i{num_top}f", message, at)
+            top = tuple(zip(words[:num_top], words[num_top:], strict=True))
+            at += len(words) * WORD_BYTES
         samples.append(Sampled(slot, token_id, scored != 0, logprob, rank, top))
     assert at == len(message), (at, len(message))
     return StepResult(step_id, tuple(samples), elapsed_us, drafted)

@@ -2,8 +2,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import get_args
 
 import pytest
@@ -13,20 +11,12 @@ import fastserve.ops
 from fastserve.ops import PackedWeight, pack, reference, unpack
 from fastserve.ops.packed_weight import WeightType
 
+from .team import threads
+
 TYPES = get_args(WeightType)
 # Relative L2 error against the reference, which rounds activations alike. Sums differ in order alone, but an
 # activation at a rounding boundary of its 14 bits may fall to either side.
 TOLERANCE = {"f32": 1e-6, "f16": 1e-6, "bf16": 1e-6, "q8": 1e-4, "q4": 1e-4, "q4m": 1e-4}
-
-
-@contextmanager
-def threads(count: int) -> Iterator[None]:
-    before = fastserve._C.ops.num_threads()
-    fastserve._C.ops.set_num_threads(count)
-    try:
-        yield
-    finally:
-        fastserve._C.ops.set_num_threads(before)
 
 
 def relative_error(fast: torch.Tensor, slow: torch.Tensor) -> float:

@@ -10,6 +10,7 @@ import fastserve.ops
 from fastserve.ops import KvCache, reference
 
 from .kv_case import KvCase, make_case, rows_of
+from .team import threads
 
 # bf16: the query is rounded as well, which the reference does not do; in codes, to 14 bits, and weights too. f32: the
 # order of sums differs.
@@ -68,11 +69,9 @@ def test_chunks_give_the_same_bits_as_the_whole(
 def test_the_same_bits_whatever_the_number_of_threads(isa: str, generator: torch.Generator) -> None:
     case = stored(make_case(generator, (300, 40), num_heads=3, num_kv_heads=1, head_dim=32))
     outs = []
-    num_threads = fastserve._C.ops.num_threads()
     for count in (1, 2, 3):
-        fastserve._C.ops.set_num_threads(count)
-        outs.append(attend(case, slice(None)))
-    fastserve._C.ops.set_num_threads(num_threads)
+        with threads(count):
+            outs.append(attend(case, slice(None)))
     assert torch.equal(outs[0], outs[1])
     assert torch.equal(outs[0], outs[2])
 

@@ -11,9 +11,8 @@ import pytest
 
 KV_BYTES = 16 << 20  # of each rank
 WEIGHTS_FACTOR = 1.2
-PROCESS_BYTES = (
-    64 << 20
-)  # interpreter, libraries, tokenizer, buffers: measured 60 MiB where one process is all
+# Interpreter, libraries, tokenizer, buffers: measured 60 MiB where one process is all.
+PROCESS_BYTES = 64 << 20
 
 HOLDINGS = f"""
 import json, sys
