@@ -1,4 +1,4 @@
-"""Each rank holds its part of the weights and little more: what cannot be cut finer than a head or an MLP block."""
+"""Each rank of equals holds its part of the weights and little more: what no cut divides is a head or an MLP block."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ KV_CACHE_BYTES = 64 << 20
 
 
 def packed_bytes(path: Path, devices: int) -> list[int]:
-    with LLM(str(path), devices=devices, max_model_len=MAX_MODEL_LEN, kv_cache_bytes=KV_CACHE_BYTES) as llm:
+    limits = {"max_model_len": MAX_MODEL_LEN, "kv_cache_bytes": KV_CACHE_BYTES}
+    with LLM(str(path), devices=devices, shares="equal", **limits) as llm:
         return list(llm._engine.executor.packed_bytes)  # type: ignore[attr-defined]
 
 
