@@ -53,12 +53,14 @@ FASTSERVE_INLINE Vec value_scales(const uint8_t* key_block, int32_t e) {
     return load_bf16(reinterpret_cast<const uint16_t*>(key_block + e * kBlockSize) + kBlockSize);
 }
 
-// scores[j][16 b ..] of `kBlocks` blocks from b on, and into tops[j] the highest of each lane. Few queries
-// wait for memory: a line of the blocks' values v is then fetched for each line of their keys.
+// scores[j][16 b ..] of `kBlocks` blocks from b on, and into tops[j] the highest of each lane.
 template <int kQueries, int kBlocks>
 void score_blocks(const Operand<uint8_t>* const* q, const uint8_t* const* k, int32_t e, float scale,
-                  float (*scores)[kPartitionSize], Vec* tops, int32_t b, const uint8_t* const* v) {
+                  float (*scores)[kPartitionSize], Vec* tops, int32_t b, Ahead* ahead) {
     VecI sums[kQueries][kBlocks];
+    const uint8_t* next[kBlocks];
+    if constexpr (kFetchesAhead<kQueries>)
+        for (int n = 0; n < kBlocks; ++n) next[n] = ahead->take(key_block_bytes(KvType::int8, e));
 #pragma GCC unroll 8
     for (int j = 0; j < kQueries; ++j)
 #pragma GCC unroll 8
@@ -66,7 +68,7 @@ void score_blocks(const Operand<uint8_t>* const* q, const uint8_t* const* k, int
     for (int32_t i = 0; i < e; i += kBytes) {
 #pragma GCC unroll 8
         for (int n = 0; n < kBlocks; ++n) {
-            if constexpr (kQueries <= 3) prefetch(v[b + n] + i * kBlockSize);
+            if constexpr (kFetchesAhead<kQueries>) prefetch(next[n] + i * kBlockSize);
             const VecI keys = operand_u8(load(k[b + n] + i * kBlockSize));
 #pragma GCC unroll 8
             for (int j = 0; j < kQueries; ++j)
@@ -89,7 +91,10 @@ void score_blocks(const Operand<uint8_t>* const* q, const uint8_t* const* k, int
     }
     Vec of_keys[kBlocks];
 #pragma GCC unroll 8
-    for (int n = 0; n < kBlocks; ++n) of_keys[n] = key_scales(k[b + n], e);
+    for (int n = 0; n < kBlocks; ++n) {
+        of_keys[n] = key_scales(k[b + n], e);
+        if constexpr (kFetchesAhead<kQueries>) prefetch(next[n] + e * kBlockSize);
+    }
 #pragma GCC unroll 8
     for (int j = 0; j < kQueries; ++j) {
         const Vec of_query = splat(q[j]->scale * scale);
@@ -154,15 +159,18 @@ FASTSERVE_INLINE VecI load_values(const uint8_t* v, int32_t num_dims) {
 
 // sums[j][n] += one of the digits of weights[j] * the values of blocks [first, end), dimensions [d + 16 n,
 // ..).
-template <auto kDigit, bool kWhole, int kQueries, int kVecs>
+template <auto kDigit, bool kWhole, bool kFetches, int kQueries, int kVecs>
 FASTSERVE_INLINE void add_digit(const Weights* weights, const uint8_t* const* v, int32_t first, int32_t end,
-                                int32_t e, int32_t d, VecI (&sums)[kQueries][kVecs]) {
+                                int32_t e, int32_t d, VecI (&sums)[kQueries][kVecs], Ahead* ahead) {
     for (int32_t b = first; b < end; ++b) {
         const uint8_t* row = v[b] + d * kBytes;
 #pragma GCC unroll 4
         for (int32_t key = 0; key < kBlockSize; key += kBytes, row += e * kBytes) {
+            const uint8_t* next;
+            if constexpr (kFetches) next = ahead->take(kVecs * kLineBytes);
 #pragma GCC unroll 8
             for (int n = 0; n < kVecs; ++n) {
+                if constexpr (kFetches) prefetch(next + n * kLineBytes);
                 const VecI values = operand_u8(load_values<kWhole>(row + n * kLanes * kBytes, e - d));
 #pragma GCC unroll 8
                 for (int j = 0; j < kQueries; ++j) {
@@ -177,19 +185,19 @@ FASTSERVE_INLINE void add_digit(const Weights* weights, const uint8_t* const* v,
 // parts[j][d ..] = weights[j] * the values of blocks [first, end); kVecs vectors wide.
 template <int kQueries, int kVecs, bool kWhole = true>
 void multiply_values(const Weights* weights, const uint8_t* const* v, int32_t first, int32_t end, int32_t e,
-                     int32_t d, float (*parts)[kMaxHeadDim]) {
+                     int32_t d, float (*parts)[kMaxHeadDim], Ahead* ahead) {
     VecI sums[kQueries][kVecs];
 #pragma GCC unroll 8
     for (int j = 0; j < kQueries; ++j)
 #pragma GCC unroll 8
         for (int n = 0; n < kVecs; ++n) sums[j][n] = zero_i();
-    add_digit<&Weights::high, kWhole>(weights, v, first, end, e, d, sums);
+    add_digit<&Weights::high, kWhole, kFetchesAhead<kQueries>>(weights, v, first, end, e, d, sums, ahead);
 #pragma GCC unroll 8
     for (int j = 0; j < kQueries; ++j)
 #pragma GCC unroll 8
         for (int n = 0; n < kVecs; ++n)
             sums[j][n] = add(shift_left<kDigitBits>(sums[j][n]), splat(weights[j].base));
-    add_digit<&Weights::low, kWhole>(weights, v, first, end, e, d, sums);
+    add_digit<&Weights::low, kWhole, false>(weights, v, first, end, e, d, sums, ahead);
 #pragma GCC unroll 8
     for (int j = 0; j < kQueries; ++j)
 #pragma GCC unroll 8
@@ -199,18 +207,19 @@ void multiply_values(const Weights* weights, const uint8_t* const* v, int32_t fi
 
 template <int kQueries>
 void multiply_all_values(const Weights* weights, const uint8_t* const* v, int32_t first, int32_t end,
-                         int32_t e, float (*parts)[kMaxHeadDim]) {
+                         int32_t e, float (*parts)[kMaxHeadDim], Ahead* ahead) {
     constexpr int32_t kVecs = sums_per_query(kQueries);
     int32_t d = 0;
     for (; d + kVecs * kLanes <= e; d += kVecs * kLanes)
-        multiply_values<kQueries, kVecs>(weights, v, first, end, e, d, parts);
-    for (; d + kLanes <= e; d += kLanes) multiply_values<kQueries, 1>(weights, v, first, end, e, d, parts);
-    if (d < e) multiply_values<kQueries, 1, false>(weights, v, first, end, e, d, parts);
+        multiply_values<kQueries, kVecs>(weights, v, first, end, e, d, parts, ahead);
+    for (; d + kLanes <= e; d += kLanes)
+        multiply_values<kQueries, 1>(weights, v, first, end, e, d, parts, ahead);
+    if (d < e) multiply_values<kQueries, 1, false>(weights, v, first, end, e, d, parts, ahead);
 }
 
 template <int kQueries>
 void attend_together(const Partition<uint8_t>& partition, int32_t e, float scale, Pass<uint8_t>* pass,
-                     const int32_t* idx) {
+                     const int32_t* idx, Ahead* ahead) {
     alignas(64) float scores[kQueries][kPartitionSize];
     alignas(64) float parts[kQueries][kMaxHeadDim];
     Weights weights[kQueries];
@@ -223,10 +232,9 @@ void attend_together(const Partition<uint8_t>& partition, int32_t e, float scale
     int32_t b = first_block;
     Tops<kQueries> tops(seen.all);
     for (; b + kBlocks <= end_block; b += kBlocks)
-        score_blocks<kQueries, kBlocks>(q, partition.k, e, scale, scores, tops.of(b, kBlocks), b,
-                                        partition.v);
+        score_blocks<kQueries, kBlocks>(q, partition.k, e, scale, scores, tops.of(b, kBlocks), b, ahead);
     for (; b < end_block; ++b)
-        score_blocks<kQueries, 1>(q, partition.k, e, scale, scores, tops.of(b, 1), b, partition.v);
+        score_blocks<kQueries, 1>(q, partition.k, e, scale, scores, tops.of(b, 1), b, ahead);
     float highest[kQueries];
     Products products[kQueries];
     for (int j = 0; j < kQueries; ++j) highest[j] = tops.mask_scores(scores[j], seen.each[j], j);
@@ -234,7 +242,7 @@ void attend_together(const Partition<uint8_t>& partition, int32_t e, float scale
         products[j] = weigh(scores[j], seen.each[j], partition.k, e, highest[j]);
     for (int j = 0; j < kQueries; ++j)
         encode(scores[j], products[j].largest, seen.each[j], seen.any, &weights[j]);
-    multiply_all_values<kQueries>(weights, partition.v, first_block, end_block, e, parts);
+    multiply_all_values<kQueries>(weights, partition.v, first_block, end_block, e, parts, ahead);
     for (int j = 0; j < kQueries; ++j)
         merge(&pass->queries[idx[j]], pass->values[idx[j]], highest[j], products[j].sum, parts[j], e);
 }
@@ -265,8 +273,9 @@ void load_query(const float* q, int32_t e, Operand<uint8_t>* to) {
 }
 
 void attend(const Partition<uint8_t>& partition, int32_t e, float scale, Pass<uint8_t>* pass,
-            const int32_t* idx, int32_t num) {
-    for_num_queries(num, [&]<int kQueries>() { attend_together<kQueries>(partition, e, scale, pass, idx); });
+            const int32_t* idx, int32_t num, Ahead* ahead) {
+    for_num_queries(
+        num, [&]<int kQueries>() { attend_together<kQueries>(partition, e, scale, pass, idx, ahead); });
 }
 
 }  // namespace fastserve::FASTSERVE_ISA_NAMESPACE
