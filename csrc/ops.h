@@ -190,7 +190,21 @@ struct PagedAttentionArgs {
     float* out;      // null: the operand alone
     int64_t ldo;
     MatmulOperand operand = {};  // only where head_dim is a multiple of kQuantBlock
+    float* parts = nullptr;      // attention_parts_bytes; null: threads share query heads alone
 };
+
+// The partitions of a slot of so many blocks.
+[[gnu::always_inline]] constexpr int32_t max_partitions(int32_t max_blocks) {
+    return (max_blocks * kBlockSize + kPartitionSize - 1) / kPartitionSize;
+}
+
+// Of what a query found in one partition: its values, padded to whole vectors, and two numbers.
+[[gnu::always_inline]] constexpr int64_t partition_part_floats(int64_t head_dim) {
+    return (head_dim + 15) / 16 * 16 + 16;
+}
+
+// What paged_attention needs to share the partitions of a long row among threads.
+int64_t attention_parts_bytes(int32_t num_heads, int32_t head_dim, int32_t max_blocks);
 
 // out[rows, F] = silu(x[:, :F]) * x[:, F:].
 struct SiluMulArgs {

@@ -231,6 +231,7 @@ class Program:
         cache: KvCache,
         group: int,
     ) -> None: ...
+    def attention_parts_bytes(self, num_heads: int, head_dim: int, group: int) -> int: ...
     def add_paged_attention(
         self,
         q: Address,
@@ -239,6 +240,7 @@ class Program:
         kv_of_head: list[int],
         scale: float,
         window: int,
+        parts: int,
         out: Address | None,
         operand: Operand | None = ...,
     ) -> None: ...

@@ -166,19 +166,22 @@ void paged_attention(Address q, int64_t ldq, Address k_cache, Address v_cache, c
     const KvIndex index{at<int32_t>(row_slot), at<int32_t>(positions), at<int32_t>(tables), max_blocks};
     check_index(index, rows, num_slots, num_blocks, window);
     check_ids("kv_of_head", at<int32_t>(kv_of_head), num_heads, num_kv_heads);
-    runner().run(&OpTable::paged_attention,
-                 PagedAttentionArgs{.q = at<float>(q),
-                                    .ldq = ldq,
-                                    .cache = {at<void>(k_cache), at<void>(v_cache), find_kv_type(type),
-                                              num_blocks, num_kv_heads, head_dim},
-                                    .index = index,
-                                    .kv_of_head = at<int32_t>(kv_of_head),
-                                    .rows = rows,
-                                    .num_heads = num_heads,
-                                    .scale = scale,
-                                    .window = window,
-                                    .out = at<float>(out),
-                                    .ldo = ldo});
+    runner().run_with_scratch(&OpTable::paged_attention, [&](OpRunner& runner) {
+        const int64_t bytes = attention_parts_bytes(num_heads, head_dim, max_blocks);
+        return PagedAttentionArgs{.q = at<float>(q),
+                                  .ldq = ldq,
+                                  .cache = {at<void>(k_cache), at<void>(v_cache), find_kv_type(type),
+                                            num_blocks, num_kv_heads, head_dim},
+                                  .index = index,
+                                  .kv_of_head = at<int32_t>(kv_of_head),
+                                  .rows = rows,
+                                  .num_heads = num_heads,
+                                  .scale = scale,
+                                  .window = window,
+                                  .out = at<float>(out),
+                                  .ldo = ldo,
+                                  .parts = static_cast<float*>(runner.scratch(bytes))};
+    });
 }
 
 void silu_mul(Address x, int64_t ldx, int32_t rows, int32_t f, Address out, int64_t ldo) {

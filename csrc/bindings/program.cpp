@@ -187,7 +187,7 @@ void add_rotary_store_kv(Program& p, const py::tuple& q, const py::tuple& k, con
 }
 
 void add_paged_attention(Program& p, const py::tuple& q, const KvCache& cache, int group,
-                         std::vector<int> kv_of_head, float scale, int window,
+                         std::vector<int> kv_of_head, float scale, int window, size_t parts,
                          const std::optional<py::tuple>& out, const Operand& operand) {
     const Buffer qb = buffer_of(q);
     const OptionalFloats to(p, out);
@@ -203,7 +203,8 @@ void add_paged_attention(Program& p, const py::tuple& q, const KvCache& cache, i
                                                .window = window,
                                                .out = to.data,
                                                .ldo = to.ld,
-                                               .operand = operand_of(p, operand)}});
+                                               .operand = operand_of(p, operand),
+                                               .parts = p.buffer(parts)}});
 }
 
 void add_silu_mul(Program& p, const py::tuple& x, int f, const std::optional<py::tuple>& out,
@@ -371,8 +372,15 @@ void bind_program(py::module_& m) {
         .def("add_rotary_store_kv", &add_rotary_store_kv, py::arg("q"), py::arg("k"), py::arg("v"),
              py::arg("inv_freq"), py::arg("num_heads"), py::arg("cache"), py::arg("group"))
         .def("add_paged_attention", &add_paged_attention, py::arg("q"), py::arg("cache"), py::arg("group"),
-             py::arg("kv_of_head"), py::arg("scale"), py::arg("window"), py::arg("out"),
+             py::arg("kv_of_head"), py::arg("scale"), py::arg("window"), py::arg("parts"), py::arg("out"),
              py::arg("operand") = py::none())
+        .def(
+            "attention_parts_bytes",
+            [](Program& p, int num_heads, int head_dim, int group) {
+                return attention_parts_bytes(num_heads, head_dim, p.slots().kv_index(group).max_blocks);
+            },
+            py::arg("num_heads"), py::arg("head_dim"), py::arg("group"),
+            "Scratch with which threads share the partitions of a long row.")
         .def("add_silu_mul", &add_silu_mul, py::arg("x"), py::arg("f"), py::arg("out"),
              py::arg("operand") = py::none())
         .def("add_select_rows", &add_select_rows, py::arg("x"), py::arg("d"), py::arg("out"),

@@ -9,9 +9,12 @@
 //
 // Sharing. A *tile* is up to 8 consecutive rows of one slot. Query heads that read one KV head are worked on
 // together with the tile's rows: up to 32 queries go through a partition while it lies in L2 (256 keys x 64 x
-// 4 bytes = 64 KB of keys), up to 4 of them while a vector lies in a register. Threads divide (tile, query
-// head) by the keys they see, so one decode row is spread over all threads by heads, and prefill by its
-// causal cost.
+// 4 bytes = 64 KB of keys), up to 6 of them while a vector lies in a register. Threads divide (tile, query
+// head) by the keys they see, so a few rows are spread over all threads by heads, and prefill by its causal
+// cost; of rows that are fewer than the threads, and long, they divide the partitions.
+//
+// Memory decides where one row meets its keys. All its heads then go through a partition before the next
+// one, which is fetched meanwhile, a line for each line that is read (Ahead).
 //
 // Memory beyond a query's keys may hold anything (stale, or later tokens, or NaN): scores there are computed
 // lane by lane and replaced by -inf before they meet another lane; values there are not multiplied, not even
@@ -20,6 +23,7 @@
 
 #include "cpu/kernels.h"
 #include "cpu/matmul_operand.h"
+#include "cpu/share.h"
 #include "cpu/simd.h"
 
 namespace fastserve::FASTSERVE_ISA_NAMESPACE {
@@ -29,222 +33,8 @@ namespace {
 constexpr int32_t kTileRows = 8;
 constexpr int64_t kRowCost = 32;  // a row's fixed cost, in keys
 
-// Float is the element of a cache of floats: float, or uint16_t for bfloat16. Codes are multiplied in
-// paged_attention_int8.cpp.
-
-void load_query(const float* q, int32_t e, Operand<float>* to) {
-    __builtin_memcpy(to->q, q, sizeof(float) * static_cast<size_t>(e));
-}
-void load_query(const float* q, int32_t e, Operand<uint16_t>* to) {
-    for (int32_t i = 0; i < e; i += kLanes)
-        round_stored(to->q + i, i + kLanes <= e ? load(q + i) : load_n(q + i, e - i));
-}
-
-// What one multiplication adds to a lane: of scores so many dimensions, of values so many keys. Pairs of bf16
-// lie in one lane.
-template <class Float>
-constexpr int32_t kStep = sizeof(float) / sizeof(Float);
-
-FASTSERVE_INLINE Vec dot_step(Vec sum, const float* q, const float* k) {
-    return fma(splat(*q), load(k), sum);
-}
-FASTSERVE_INLINE Vec dot_step(Vec sum, const uint16_t* q, const uint16_t* k) {
-    return dot_bf16(sum, broadcast4(q), load(k));
-}
-// 16 dimensions of a step's keys. Of a bf16 key that a query doesn't see, kNoValues are read.
-alignas(64) constexpr uint16_t kNoValues[kMaxHeadDim] = {};
-
-FASTSERVE_INLINE Vec load_values(const float* v, int32_t, bool, bool, int32_t d) {
-    return load(v + d);
-}
-FASTSERVE_INLINE VecI load_values(const uint16_t* v, int32_t e, bool has_first, bool has_second, int32_t d) {
-    return load_pairs((has_first ? v : kNoValues) + d, (has_second ? v + e : kNoValues) + d);
-}
-FASTSERVE_INLINE Vec value_step(Vec sum, const float* weight, Vec values) {
-    return fma(splat(*weight), values, sum);
-}
-FASTSERVE_INLINE Vec value_step(Vec sum, const uint16_t* weights, VecI values) {
-    return dot_bf16(sum, broadcast4(weights), values);
-}
-FASTSERVE_INLINE Vec load_value_tail(const float* v, int32_t, bool, bool, int32_t d, int32_t n) {
-    return load_n(v + d, n);
-}
-FASTSERVE_INLINE VecI load_value_tail(const uint16_t* v, int32_t e, bool has_first, bool has_second,
-                                      int32_t d, int32_t n) {
-    uint16_t first[kLanes] = {}, second[kLanes] = {};
-    for (int32_t i = 0; i < n; ++i) {
-        if (has_first) first[i] = v[d + i];
-        if (has_second) second[i] = v[e + d + i];
-    }
-    return load_pairs(first, second);
-}
-
-// Stores e^x of 16 keys, and returns it as it is multiplied: rounded to the cache's element.
-FASTSERVE_INLINE Vec store_weights(float* to, Vec x) {
-    const Vec weights = exp(x);
-    store(to, weights);
-    return weights;
-}
-FASTSERVE_INLINE Vec store_weights(uint16_t* to, Vec x) {
-    return round_stored(to, exp_weight(x));
-}
-
-// scores[j][16 b ..] of `kBlocks` blocks from b on, and into tops[j] the highest of each lane: each lane sums
-// its dimensions in ascending order.
-template <int kQueries, int kBlocks, class Float>
-void score_blocks(const Float* const* q, const Float* const* k, int32_t e, float scale,
-                  float (*scores)[kPartitionSize], Vec* tops, int32_t b, Ahead* ahead) {
-    Vec sums[kQueries][kBlocks];
-    const uint8_t* next[kBlocks];
-    if constexpr (kFetchesAhead<kQueries>)
-        for (int n = 0; n < kBlocks; ++n) next[n] = ahead->take(e / kStep<Float> * kLineBytes);
-#pragma GCC unroll 8
-    for (int j = 0; j < kQueries; ++j)
-#pragma GCC unroll 8
-        for (int n = 0; n < kBlocks; ++n) sums[j][n] = zero();
-    for (int32_t i = 0; i < e; i += kStep<Float>) {
-        if constexpr (kFetchesAhead<kQueries>)
-#pragma GCC unroll 8
-            for (int n = 0; n < kBlocks; ++n) prefetch(next[n] + i / kStep<Float> * kLineBytes);
-#pragma GCC unroll 8
-        for (int j = 0; j < kQueries; ++j)
-#pragma GCC unroll 8
-            for (int n = 0; n < kBlocks; ++n)
-                sums[j][n] = dot_step(sums[j][n], q[j] + i, k[b + n] + i * kBlockSize);
-    }
-#pragma GCC unroll 8
-    for (int j = 0; j < kQueries; ++j) {
-        Vec top = tops[j];
-#pragma GCC unroll 8
-        for (int n = 0; n < kBlocks; ++n) {
-            const Vec score = mul(sums[j][n], splat(scale));
-            store(scores[j] + (b + n) * kBlockSize, score);
-            top = max(score, top);
-        }
-        tops[j] = top;
-    }
-}
-
-// Of the seen scores of a partition e^(score - highest), rounded as values are multiplied with it, and their
-// sum; lanes outside become e^-87 or 0: no sum notices, and no value is multiplied with them.
-template <class Float>
-float exponentials(const float* scores, Span seen, float highest, Float* weights) {
-    Vec sum = zero();
-    for (int32_t b = seen.begin / kBlockSize; b * kBlockSize < seen.end; ++b) {
-        const Vec x = sub(load(scores + b * kBlockSize), splat(highest));
-        sum = add(sum, store_weights(weights + b * kBlockSize, x));
-    }
-    return reduce_add(sum);
-}
-
-// values[j][d ..] += weights[j][key] * v[key][d ..] over keys [begin, end), in ascending order of steps;
-// kVecs vectors wide. Several queries share whole steps alone.
-template <bool kFetches, int kQueries, int kVecs, class Float>
-void add_values(const Float (*weights)[kPartitionSize], const Float* const* v, int32_t begin, int32_t end,
-                int32_t e, int32_t d, float (*values)[kMaxHeadDim], Ahead* ahead) {
-    Vec sums[kQueries][kVecs];
-#pragma GCC unroll 8
-    for (int j = 0; j < kQueries; ++j)
-#pragma GCC unroll 8
-        for (int n = 0; n < kVecs; ++n) sums[j][n] = load(values[j] + d + n * kLanes);
-    for (int32_t key = begin / kStep<Float> * kStep<Float>; key < end; key += kStep<Float>) {
-        const Float* row = v[key / kBlockSize] + key % kBlockSize * e;
-        const bool has_first = kQueries > 1 || key >= begin, has_second = kQueries > 1 || key + 1 < end;
-        if constexpr (kFetches) {
-            const uint8_t* const next = ahead->take(kVecs * kLineBytes);
-#pragma GCC unroll 8
-            for (int n = 0; n < kVecs; ++n) prefetch(next + n * kLineBytes);
-        }
-        decltype(load_values(row, e, true, true, d)) steps[kVecs];  // at hand: fewer than the weights
-#pragma GCC unroll 8
-        for (int n = 0; n < kVecs; ++n) steps[n] = load_values(row, e, has_first, has_second, d + n * kLanes);
-#pragma GCC unroll 8
-        for (int j = 0; j < kQueries; ++j) {
-#pragma GCC unroll 8
-            for (int n = 0; n < kVecs; ++n) sums[j][n] = value_step(sums[j][n], weights[j] + key, steps[n]);
-        }
-    }
-#pragma GCC unroll 8
-    for (int j = 0; j < kQueries; ++j)
-#pragma GCC unroll 8
-        for (int n = 0; n < kVecs; ++n) store(values[j] + d + n * kLanes, sums[j][n]);
-}
-
-// The last e % 16 dimensions.
-template <class Float>
-void add_value_tail(const Float* weights, const Float* const* v, int32_t begin, int32_t end, int32_t e,
-                    float* values) {
-    const int32_t n = e % kLanes, d = e - n;
-    Vec sum = load(values + d);
-    for (int32_t key = begin / kStep<Float> * kStep<Float>; key < end; key += kStep<Float>) {
-        const Float* row = v[key / kBlockSize] + key % kBlockSize * e;
-        sum = value_step(sum, weights + key, load_value_tail(row, e, key >= begin, key + 1 < end, d, n));
-    }
-    store(values + d, sum);
-}
-
-template <bool kFetches, int kQueries, class Float>
-void add_all_values(const Float (*weights)[kPartitionSize], const Float* const* v, int32_t begin, int32_t end,
-                    int32_t e, float (*values)[kMaxHeadDim], Ahead* ahead) {
-    if (begin >= end) return;
-    constexpr int32_t kVecs = accumulators_per_query<Vec>(kQueries);
-    int32_t d = 0;
-    for (; d + kVecs * kLanes <= e; d += kVecs * kLanes)
-        add_values<kFetches, kQueries, kVecs>(weights, v, begin, end, e, d, values, ahead);
-    for (; d + kLanes <= e; d += kLanes)
-        add_values<kFetches, kQueries, 1>(weights, v, begin, end, e, d, values, ahead);
-    if (d == e) return;
-    for (int j = 0; j < kQueries; ++j) add_value_tail(weights[j], v, begin, end, e, values[j]);
-}
-
-// kQueries queries, all of which see keys of the partition.
-template <int kQueries, class Float>
-[[gnu::noinline]] void attend_together(const Partition<Float>& partition, int32_t e, float scale,
-                                       Pass<Float>* pass, const int32_t* idx, Ahead* ahead) {
-    alignas(64) float scores[kQueries][kPartitionSize];
-    alignas(64) Float weights[kQueries][kPartitionSize];
-    alignas(64) float parts[kQueries][kMaxHeadDim];
-    const Views<kQueries> seen(partition, *pass, idx);
-    const Float* q[kQueries];
-    for (int j = 0; j < kQueries; ++j) {
-        q[j] = pass->operands[idx[j]].q;
-        for (int32_t d = 0; d < e; d += kLanes) store(parts[j] + d, zero());
-    }
-    constexpr int32_t kBlocks = accumulators_per_query<Vec>(kQueries);
-    const int32_t end_block = (seen.any.end + kBlockSize - 1) / kBlockSize;
-    int32_t b = seen.any.begin / kBlockSize;
-    Tops<kQueries> tops(seen.all);
-    for (; b + kBlocks <= end_block; b += kBlocks)
-        score_blocks<kQueries, kBlocks>(q, partition.k, e, scale, scores, tops.of(b, kBlocks), b, ahead);
-    for (; b < end_block; ++b)
-        score_blocks<kQueries, 1>(q, partition.k, e, scale, scores, tops.of(b, 1), b, ahead);
-    float highest[kQueries], sums[kQueries];
-    for (int j = 0; j < kQueries; ++j) highest[j] = tops.mask_scores(scores[j], seen.each[j], j);
-    for (int j = 0; j < kQueries; ++j)
-        sums[j] = exponentials(scores[j], seen.each[j], highest[j], weights[j]);
-    // Each query's keys in ascending order: its own before those that all see, these together, its own
-    // behind, cut between steps.
-    int32_t all_begin = (seen.all.begin + kStep<Float> - 1) / kStep<Float> * kStep<Float>;
-    int32_t all_end = seen.all.end / kStep<Float> * kStep<Float>;
-    if (all_begin > all_end) all_begin = all_end = kPartitionSize;
-    for (int j = 0; j < kQueries; ++j) {
-        const auto [begin, end] = seen.each[j];
-        add_all_values<false, 1>(weights + j, partition.v, begin, end < all_begin ? end : all_begin, e,
-                                 parts + j, ahead);
-    }
-    add_all_values<kFetchesAhead<kQueries>, kQueries>(weights, partition.v, all_begin, all_end, e, parts,
-                                                      ahead);
-    for (int j = 0; j < kQueries; ++j) {
-        add_all_values<false, 1>(weights + j, partition.v, all_end, seen.each[j].end, e, parts + j, ahead);
-        merge(&pass->queries[idx[j]], pass->values[idx[j]], highest[j], sums[j], parts[j], e);
-    }
-}
-
-template <class Float>
-void attend(const Partition<Float>& partition, int32_t e, float scale, Pass<Float>* pass, const int32_t* idx,
-            int32_t num, Ahead* ahead) {
-    for_num_queries(
-        num, [&]<int kQueries>() { attend_together<kQueries>(partition, e, scale, pass, idx, ahead); });
+int32_t partition_of(int32_t position) {
+    return position / kPartitionSize;
 }
 
 int32_t first_key(const PagedAttentionArgs& args, int64_t t) {
@@ -369,15 +159,46 @@ int64_t end_of_tile(const PagedAttentionArgs& args, int64_t begin) {
     return end;
 }
 
+// A thread's share of query heads that cost `head_cost` each, in the order in which they are asked for.
+class CostShare {
+  public:
+    CostShare(int64_t total, const Worker& worker)
+        : begin_(total * worker.thread_idx / worker.num_threads),
+          end_(total * (worker.thread_idx + 1) / worker.num_threads) {}
+
+    // Of the next `num_heads` those whose middle lies in the share.
+    Span take_heads(int32_t num_heads, int64_t head_cost) {
+        Span heads = {num_heads, 0};
+        for (int32_t h = 0; h < num_heads; ++h, at_ += head_cost) {
+            const int64_t middle = at_ + head_cost / 2;
+            if (middle < begin_ || middle >= end_) continue;
+            heads = {h < heads.begin ? h : heads.begin, h + 1};
+        }
+        return heads;
+    }
+
+    // Nothing is left.
+    bool is_taken() const { return at_ >= end_; }
+
+  private:
+    int64_t begin_, end_, at_ = 0;
+};
+
+int64_t row_cost(const PagedAttentionArgs& args, int64_t t) {
+    return kRowCost + args.index.positions[t] + 1 - first_key(args, t);
+}
+
+int64_t cost_of_all(const PagedAttentionArgs& args) {
+    int64_t total = 0;
+    for (int64_t t = 0; t < args.rows; ++t) total += row_cost(args, t) * args.num_heads;
+    return total;
+}
+
 // A thread's share of (tile, query head), by the keys that they see.
 class Tiles {
   public:
-    Tiles(const PagedAttentionArgs& args, const Worker& worker) : args_(args) {
-        int64_t total = 0;
-        for (int64_t t = 0; t < args.rows; ++t) total += row_cost(t) * args.num_heads;
-        cost_begin_ = total * worker.thread_idx / worker.num_threads;
-        cost_end_ = total * (worker.thread_idx + 1) / worker.num_threads;
-    }
+    Tiles(const PagedAttentionArgs& args, const Worker& worker)
+        : args_(args), share_(cost_of_all(args), worker) {}
 
     // The next part of the share that one pass has room for, or false.
     bool next(Tile* part) {
@@ -397,25 +218,16 @@ class Tiles {
     }
 
   private:
-    int64_t row_cost(int64_t t) const {
-        return kRowCost + args_.index.positions[t] + 1 - first_key(args_, t);
-    }
-
     void turn_to_rows(int64_t begin) {
-        whole_ = {begin, end_of_tile(args_, begin), args_.num_heads, 0};
+        const int64_t end = end_of_tile(args_, begin);
         int64_t head_cost = 0;
-        for (int64_t t = begin; t < whole_.end; ++t) head_cost += row_cost(t);
-        for (int32_t h = 0; h < args_.num_heads; ++h, cost_ += head_cost) {
-            const int64_t middle =
-                cost_ + head_cost / 2;  // a head belongs to the thread in whose share its middle lies
-            if (middle < cost_begin_ || middle >= cost_end_) continue;
-            whole_.head_begin = h < whole_.head_begin ? h : whole_.head_begin;
-            whole_.head_end = h + 1;
-        }
+        for (int64_t t = begin; t < end; ++t) head_cost += row_cost(args_, t);
+        const Span heads = share_.take_heads(args_.num_heads, head_cost);
+        whole_ = {begin, end, heads.begin, heads.end};
     }
 
     const PagedAttentionArgs& args_;
-    int64_t cost_begin_, cost_end_, cost_ = 0;
+    CostShare share_;
     Tile whole_ = {0, 0, 0, 0};
 };
 
@@ -429,19 +241,121 @@ void attend_share(const PagedAttentionArgs& args, const Worker& worker) {
         Pass<Element> pass;
         load_queries(args, tile, &pass);
         const Span keys = keys_of(args, tile);
-        const int32_t first = keys.begin / kPartitionSize * kPartitionSize;
+        const int32_t first = partition_of(keys.begin) * kPartitionSize;
         for (int32_t p = first; p < keys.end; p += kPartitionSize) {
             Ahead ahead(args.q);
             if (is_first && p == first) add_partition(args, tile, p, false, &ahead);
             if (p + kPartitionSize < keys.end)
                 add_partition(args, tile, p + kPartitionSize, true, &ahead);
             else if (more)
-                add_partition(args, next, keys_of(args, next).begin / kPartitionSize * kPartitionSize, true,
+                add_partition(args, next, partition_of(keys_of(args, next).begin) * kPartitionSize, true,
                               &ahead);
             attend_partition(args, tile, p, &pass, &ahead);
         }
         for (int32_t i = 0; i < pass.num_queries; ++i) write_out(args, pass.queries[i], pass.values[i]);
     }
+}
+
+// Partitions of all rows, where the rows are fewer than the threads, each of a slot of its own, and they are
+// long; otherwise 0: shares of query heads serve as well, and wait for nobody.
+int32_t partitions_to_share(const PagedAttentionArgs& args, int32_t num_threads) {
+    if (!args.parts || args.rows >= num_threads) return 0;
+    int32_t num = 0;
+    for (int64_t t = 0; t < args.rows; ++t) {
+        if (end_of_tile(args, t) > t + 1) return 0;
+        const Span keys = keys_of(args, {t, t + 1, 0, 0});
+        num += partition_of(keys.end - 1) - partition_of(keys.begin) + 1;
+    }
+    return num >= 2 * num_threads && num <= max_partitions(args.index.max_blocks) ? num : 0;
+}
+
+// What query heads found of the partitions of all rows, to be merged: of each {values [E], highest, sum}.
+class Parts {
+  public:
+    explicit Parts(const PagedAttentionArgs& args)
+        : floats_(args.parts),
+          num_heads_(args.num_heads),
+          e_(args.cache.head_dim),
+          stride_(partition_part_floats(args.cache.head_dim)) {}
+
+    void keep(int32_t partition, const Query& query, const float* values) const {
+        float* const to = at(partition, query.head);
+        for (int32_t d = 0; d < e_; d += kLanes) store(to + d, load(values + d));
+        to[stride_ - 2] = query.highest;
+        to[stride_ - 1] = query.sum;
+    }
+
+    void merge_into(Query* query, float* values, int32_t partition) const {
+        const float* const from = at(partition, query->head);
+        merge(query, values, from[stride_ - 2], from[stride_ - 1], from, e_);
+    }
+
+  private:
+    float* at(int32_t partition, int32_t head) const {
+        return floats_ + (int64_t{partition} * num_heads_ + head) * stride_;
+    }
+
+    float* floats_;
+    int32_t num_heads_, e_;
+    int64_t stride_;
+};
+
+// Threads divide (partition, query head) of all rows; what was found of a row is merged, in the order in
+// which one thread would have, when all are done.
+template <class Element>
+void attend_apart(const PagedAttentionArgs& args, const Worker& worker) {
+    const Parts parts(args);
+    int64_t num_keys = 0;
+    for (int64_t t = 0; t < args.rows; ++t) num_keys += args.index.positions[t] + 1 - first_key(args, t);
+    CostShare share(num_keys * args.num_heads, worker);
+    int32_t partition = 0;
+    bool is_first = true;
+    for (int64_t t = 0; t < args.rows; ++t) {
+        const Span keys = keys_of(args, {t, t + 1, 0, 0});
+        for (int32_t p = partition_of(keys.begin) * kPartitionSize; p < keys.end;
+             p += kPartitionSize, ++partition) {
+            const int32_t begin = keys.begin > p ? keys.begin : p;
+            const int32_t end = keys.end < p + kPartitionSize ? keys.end : p + kPartitionSize;
+            const Span heads = share.take_heads(args.num_heads, end - begin);
+            for (int32_t h = heads.begin; h < heads.end; h += kMaxQueries) {
+                const Tile tile = {t, t + 1, h, h + kMaxQueries < heads.end ? h + kMaxQueries : heads.end};
+                Pass<Element> pass;
+                load_queries(args, tile, &pass);
+                Ahead ahead(args.q);
+                if (is_first) add_partition(args, tile, p, false, &ahead);
+                if (p + kPartitionSize < keys.end && !share.is_taken())
+                    add_partition(args, tile, p + kPartitionSize, true, &ahead);
+                attend_partition(args, tile, p, &pass, &ahead);
+                for (int32_t i = 0; i < pass.num_queries; ++i)
+                    parts.keep(partition, pass.queries[i], pass.values[i]);
+                is_first = false;
+            }
+        }
+    }
+    team_barrier(worker);
+    const Share heads = share_of(args.rows * args.num_heads, worker);
+    partition = 0;
+    for (int64_t t = 0; t < args.rows; ++t) {
+        const Span keys = keys_of(args, {t, t + 1, 0, 0});
+        const int32_t end = partition + partition_of(keys.end - 1) - partition_of(keys.begin) + 1;
+        for (int32_t h = 0; h < args.num_heads; ++h) {
+            const int64_t item = t * args.num_heads + h;
+            if (item < heads.begin || item >= heads.end) continue;
+            alignas(64) float values[kMaxHeadDim];
+            Query query = {keys.begin, keys.end, t, h, 0.0f, 0.0f};
+            for (int32_t p = partition; p < end; ++p) parts.merge_into(&query, values, p);
+            write_out(args, query, values);
+        }
+        partition = end;
+    }
+}
+
+template <class Element>
+void attend_all(const PagedAttentionArgs& args, const Worker& worker) {
+    if (partitions_to_share(args, worker.num_threads))
+        attend_apart<Element>(args, worker);
+    else
+        attend_share<Element>(args, worker);
 }
 
 }  // namespace
@@ -464,11 +378,11 @@ void merge(Query* query, float* values, float highest, float sum, const float* p
 void paged_attention(const PagedAttentionArgs& args, const Worker& worker) {
     switch (args.cache.type) {
         case KvType::f32:
-            return attend_share<float>(args, worker);
+            return attend_all<float>(args, worker);
         case KvType::bf16:
-            return attend_share<uint16_t>(args, worker);
+            return attend_all<uint16_t>(args, worker);
         case KvType::int8:
-            return attend_share<uint8_t>(args, worker);
+            return attend_all<uint8_t>(args, worker);
     }
 }
 

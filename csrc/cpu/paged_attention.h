@@ -187,11 +187,17 @@ FASTSERVE_INLINE void for_num_queries(int32_t num, Attend attend) {
 // The running (highest, sum, values) and a partition's, brought to one maximum and added.
 void merge(Query* query, float* values, float highest, float sum, const float* part, int32_t e);
 
-// Codes of q [e], whose dimensions are mixed.
+// q [e] as it is multiplied: rounded to the cache's element, or codes of its mixed dimensions.
+void load_query(const float* q, int32_t e, Operand<float>* to);
+void load_query(const float* q, int32_t e, Operand<uint16_t>* to);
 void load_query(const float* q, int32_t e, Operand<uint8_t>* to);
 
 // Takes a partition's keys up into the queries idx[0 .. num), all of which see some of them; num <=
 // kRegisterQueries.
+void attend(const Partition<float>& partition, int32_t e, float scale, Pass<float>* pass, const int32_t* idx,
+            int32_t num, Ahead* ahead);
+void attend(const Partition<uint16_t>& partition, int32_t e, float scale, Pass<uint16_t>* pass,
+            const int32_t* idx, int32_t num, Ahead* ahead);
 void attend(const Partition<uint8_t>& partition, int32_t e, float scale, Pass<uint8_t>* pass,
             const int32_t* idx, int32_t num, Ahead* ahead);
 

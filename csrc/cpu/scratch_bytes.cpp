@@ -25,6 +25,11 @@ int64_t operand_copy_bytes(WeightType type, int64_t copy_rows, int64_t k) {
     return (matmul_scratch_bytes(type, copy_rows, k) + kLinePair - 1) / kLinePair * kLinePair;
 }
 
+int64_t attention_parts_bytes(int32_t num_heads, int32_t head_dim, int32_t max_blocks) {
+    return max_partitions(max_blocks) * num_heads * partition_part_floats(head_dim) *
+           static_cast<int64_t>(sizeof(float));
+}
+
 int64_t sample_scratch_bytes(int32_t num_threads, int32_t vocab_size) {
     return sample_scratch_layout(num_threads, vocab_size).total * static_cast<int64_t>(sizeof(float));
 }

@@ -210,14 +210,17 @@ class Recorder:
         window: int = 0,
         max_group: int = 0,
     ) -> Value:
-        out = self._output(q.width, q.rows, block=q.width // len(kv_of_head))
+        head_dim = q.width // len(kv_of_head)
+        out = self._output(q.width, q.rows, block=head_dim)
+        parts = self._scratch(self._program.attention_parts_bytes(len(kv_of_head), head_dim, cache.group))
 
         def emit() -> None:
             self._program.add_paged_attention(
-                self._at(q), cache.kv, cache.group, list(kv_of_head), scale, window, *self._places(out)
-            )
+                self._at(q), cache.kv, cache.group, list(kv_of_head), scale, window, self._at(parts)[0],
+                *self._places(out),
+            )  # fmt: skip
 
-        self._record(emit, [q], [out.value])
+        self._record(emit, [q], [out.value, parts])
         return out.value
 
     def silu_mul(self, x: Value) -> Value:

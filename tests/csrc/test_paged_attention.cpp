@@ -5,6 +5,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <string>
+#include <tuple>
 
 #include "on_isas.h"
 #include "program/kv_type.h"
@@ -123,18 +124,36 @@ Floats queries(const Case& c, const Ints& slots, const Ints& positions) {
     return q;
 }
 
+Floats parts_of(const Case& c, int32_t max_blocks) {
+    return Floats(static_cast<size_t>(attention_parts_bytes(c.num_heads, c.e, max_blocks)) / sizeof(float));
+}
+
+// parts null: long rows too are shared by query heads.
 Floats attend(const OpTable& ops, const Case& c, Cache& cache, const Ints& slots, const Ints& positions,
-              int threads) {
+              int threads, Floats* parts) {
     const Floats q = queries(c, slots, positions);
     const Ints map = kv_heads(c);
     Floats out(q.size());
     const int32_t ld = c.num_heads * c.e;
-    run_op(ops.paged_attention,
-           PagedAttentionArgs{q.data(), ld, cache.cache(), cache.index(slots, positions), map.data(),
-                              static_cast<int32_t>(slots.size()), c.num_heads,
-                              1.0f / std::sqrt(static_cast<float>(c.e)), c.window, out.data(), ld},
-           threads);
+    PagedAttentionArgs args{q.data(),
+                            ld,
+                            cache.cache(),
+                            cache.index(slots, positions),
+                            map.data(),
+                            static_cast<int32_t>(slots.size()),
+                            c.num_heads,
+                            1.0f / std::sqrt(static_cast<float>(c.e)),
+                            c.window,
+                            out.data(),
+                            ld};
+    args.parts = parts ? parts->data() : nullptr;
+    run_op(ops.paged_attention, args, threads);
     return out;
+}
+Floats attend(const OpTable& ops, const Case& c, Cache& cache, const Ints& slots, const Ints& positions,
+              int threads) {
+    Floats parts = parts_of(c, cache.index(slots, positions).max_blocks);
+    return attend(ops, c, cache, slots, positions, threads, &parts);
 }
 
 std::vector<double> expected(const Case& c, const Cache& cache, const Ints& slots, const Ints& positions) {
@@ -224,6 +243,31 @@ void same_bits_whatever_shares_the_step(const OpTable& ops) {
     }
 }
 
+// Fewer rows than threads: these share their partitions, where there are enough, and 1300 keys are 6.
+void threads_share_the_partitions_of_a_long_row(const OpTable& ops) {
+    for (const auto& [heads, kv, window, type] :
+         std::vector<std::tuple<int32_t, int32_t, int32_t, KvType>>{{9, 3, 0, KvType::f32},
+                                                                    {9, 3, 900, KvType::bf16},
+                                                                    {70, 2, 0, KvType::bf16},
+                                                                    {5, 1, 0, KvType::int8}}) {
+        const Case c{64, heads, kv, window, type, 2, 1300};
+        Cache cache(c, c.length, true);
+        for (const auto& [slots, positions] :
+             std::vector<std::pair<Ints, Ints>>{{{1}, {1299}}, {{0}, {1024}}, {{1, 0}, {700, 517}}}) {
+            const Floats alone = attend(ops, c, cache, slots, positions, 1, nullptr);
+            for (int threads = 2; threads <= 4; ++threads) {
+                const auto rows = static_cast<int>(slots.size());
+                Floats parts = parts_of(c, cache.index(slots, positions).max_blocks);
+                CHECK(alone == attend(ops, c, cache, slots, positions, threads, &parts));
+                const bool is_shared =
+                    std::any_of(parts.begin(), parts.end(), [](float x) { return x != 0; });
+                if (threads <= rows || threads == 4) CHECK(!is_shared);
+                if (threads == 2 && rows == 1) CHECK(is_shared);
+            }
+        }
+    }
+}
+
 void keys_beyond_the_position_never_show(const OpTable& ops) {
     for (const Case& c : cases()) {
         for (const int32_t position : {0, 20, 255, 300}) {
@@ -256,15 +300,15 @@ int bench(int argc, char** argv) {
     for (int32_t i = 0; i < rows; ++i)
         slots.push_back(i / tokens), positions.push_back(context - tokens + i % tokens);
     const Floats q = queries(c, slots, positions);
-    Floats out(q.size());
+    Floats out(q.size()), parts = parts_of(c, layers[0].index(slots, positions).max_blocks);
     std::vector<double> seconds;
     for (double total = 0; total < 1.0 || seconds.size() < 3;) {
         const auto start = std::chrono::steady_clock::now();
         for (Cache& layer : layers) {
-            const PagedAttentionArgs args{
-                q.data(),   kHeads * kE, layer.cache(), layer.index(slots, positions),
-                map.data(), rows,        kHeads,        0.125f,
-                0,          out.data(),  kHeads * kE};
+            PagedAttentionArgs args{q.data(),   kHeads * kE, layer.cache(), layer.index(slots, positions),
+                                    map.data(), rows,        kHeads,        0.125f,
+                                    0,          out.data(),  kHeads * kE};
+            args.parts = parts.data();
             team.run([&](const Worker& worker) { ops.paged_attention(args, worker); });
         }
         seconds.push_back(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
@@ -300,6 +344,7 @@ int main(int argc, char** argv) {
     if (argc > 3 && std::string(argv[1]) == "--bench") return bench(argc, argv);
     for_each_isa(equals_softmax_in_double);
     for_each_isa(same_bits_whatever_shares_the_step);
+    for_each_isa(threads_share_the_partitions_of_a_long_row);
     for_each_isa(keys_beyond_the_position_never_show);
     for_each_isa(a_key_that_is_not_finite_shows_where_it_is_seen);
     return failures() != 0;

@@ -29,6 +29,9 @@ class Calls:
     def __getattr__(self, name: str) -> Any:
         return lambda *args, **named: self.made.append((name, (*args, *named.values())))
 
+    def attention_parts_bytes(self, num_heads: int, head_dim: int, group: int) -> int:
+        return 4 * num_heads * head_dim
+
     def of(self, name: str) -> list[tuple[Any, ...]]:
         return [args for op, args in self.made if op == name]
 
