@@ -10,7 +10,7 @@ import asyncio
 import random
 from time import perf_counter
 
-import httpx
+import aiohttp
 
 from fastserve.benchmark.machine import describe_machine
 from fastserve.benchmark.peers import random_prompt
@@ -52,7 +52,7 @@ async def soak(served: Served, arguments: argparse.Namespace) -> str:
                 try:
                     trace = await stream(client, prompt, model=model, max_tokens=arguments.max_tokens)
                     outcomes.append("" if trace.num_tokens == arguments.max_tokens else "cut short")
-                except (RuntimeError, httpx.HTTPError) as error:
+                except (RuntimeError, aiohttp.ClientError) as error:
                     outcomes.append(repr(error))
 
         loops = [asyncio.create_task(loop()) for _ in range(arguments.clients)]

@@ -151,8 +151,8 @@ def _figures(text: str) -> list[str]:
     unknown = [name for name in names if name not in FIGURES]
     if unknown:
         raise UsageError(f"--figures must be of {', '.join(FIGURES)}, or all; got {text!r}")
-    if "http" in names and not find_spec("httpx"):
-        raise UsageError("the figure http needs the package httpx: pip install httpx")
+    if "http" in names and not find_spec("aiohttp"):
+        raise UsageError("the figure http needs the package aiohttp: pip install aiohttp")
     return names
 
 

@@ -5,9 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
-import httpx
+import aiohttp
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
 
 from fastserve.benchmark.serving import ServingFigures, Trace, closed_loops, poisson_arrivals, read_event
 
@@ -29,10 +33,10 @@ def test_figures_of_nothing_are_refused() -> None:
 
 
 def test_events_tell_pieces_from_usage() -> None:
-    assert read_event('data: {"choices": [{"text": "a"}]}') == (None, True)
-    assert read_event('data: {"choices": [], "usage": {"completion_tokens": 7}}') == (7, False)
+    assert read_event(b'data: {"choices": [{"text": "a"}]}') == (None, True)
+    assert read_event(b'data: {"choices": [], "usage": {"completion_tokens": 7}}') == (7, False)
     with pytest.raises(RuntimeError, match="broke off: lost"):
-        read_event('data: {"error": "lost"}')
+        read_event(b'data: {"error": "lost"}')
 
 
 class Server:
@@ -42,21 +46,31 @@ class Server:
         self.open, self.most_open, self.prompts = 0, 0, []
         self._status = status
 
-    async def __call__(self, request: httpx.Request) -> httpx.Response:
-        self.prompts.append(json.loads(request.content)["prompt"])
+    async def complete(self, request: web.Request) -> web.Response:
+        self.prompts.append((await request.json())["prompt"])
         self.open += 1
         self.most_open = max(self.most_open, self.open)
         await asyncio.sleep(0)
         self.open -= 1
         pieces = [{"choices": [{"text": "x"}]}] * 2 + [{"choices": [], "usage": {"completion_tokens": 5}}]
         text = "".join(f"data: {json.dumps(piece)}\n\n" for piece in pieces) + "data: [DONE]\n\n"
-        return httpx.Response(self._status, text=text)
+        return web.Response(status=self._status, text=text)
+
+
+@asynccontextmanager
+async def client_of(server: Server) -> AsyncIterator[aiohttp.ClientSession]:
+    application = web.Application()
+    application.router.add_post("/v1/completions", server.complete)
+    async with (
+        TestServer(application) as served,
+        aiohttp.ClientSession(base_url=served.make_url("/")) as client,
+    ):
+        yield client
 
 
 def run(server: Server, prompts: list[list[int]], num_clients: int) -> list[Trace]:
     async def measured() -> list[Trace]:
-        transport = httpx.MockTransport(server)
-        async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
+        async with client_of(server) as client:
             return await closed_loops(client, prompts, model="m", num_clients=num_clients, max_tokens=5)
 
     return asyncio.run(measured())
@@ -76,8 +90,7 @@ def test_poisson_arrivals_do_not_wait_for_answers() -> None:
     prompts = [[number] for number in range(40)]
 
     async def measured() -> list[Trace]:
-        transport = httpx.MockTransport(server)
-        async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
+        async with client_of(server) as client:
             return await poisson_arrivals(
                 client, prompts, model="m", rate=200, gaps=random.Random(1), max_tokens=5
             )
