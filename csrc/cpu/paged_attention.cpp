@@ -48,6 +48,10 @@ struct Tile {
     int32_t head_begin, head_end;
 };
 
+Tile tile_of_row(int64_t t) {
+    return {t, t + 1, 0, 0};
+}
+
 const int32_t* table_of(const PagedAttentionArgs& args, const Tile& tile) {
     return args.index.tables + int64_t{args.index.row_slot[tile.begin]} * args.index.max_blocks;
 }
@@ -256,17 +260,20 @@ void attend_share(const PagedAttentionArgs& args, const Worker& worker) {
     }
 }
 
-// Partitions of all rows, where the rows are fewer than the threads, each of a slot of its own, and they are
-// long; otherwise 0: shares of query heads serve as well, and wait for nobody.
-int32_t partitions_to_share(const PagedAttentionArgs& args, int32_t num_threads) {
-    if (!args.parts || args.rows >= num_threads) return 0;
+int32_t num_partitions(Span keys) {
+    return partition_of(keys.end - 1) - partition_of(keys.begin) + 1;
+}
+
+// Rows fewer than the threads, each of a slot of its own, and long. Of others shares of query heads serve as
+// well, and wait for nobody.
+bool divides_partitions(const PagedAttentionArgs& args, int32_t num_threads) {
+    if (!args.parts || args.rows >= num_threads) return false;
     int32_t num = 0;
     for (int64_t t = 0; t < args.rows; ++t) {
-        if (end_of_tile(args, t) > t + 1) return 0;
-        const Span keys = keys_of(args, {t, t + 1, 0, 0});
-        num += partition_of(keys.end - 1) - partition_of(keys.begin) + 1;
+        if (end_of_tile(args, t) > t + 1) return false;
+        num += num_partitions(keys_of(args, tile_of_row(t)));
     }
-    return num >= 2 * num_threads && num <= max_partitions(args.index.max_blocks) ? num : 0;
+    return num >= 2 * num_threads && num <= max_partitions(args.index.max_blocks);
 }
 
 // What query heads found of the partitions of all rows, to be merged: of each {values [E], highest, sum}.
@@ -300,18 +307,16 @@ class Parts {
     int64_t stride_;
 };
 
-// Threads divide (partition, query head) of all rows; what was found of a row is merged, in the order in
-// which one thread would have, when all are done.
+// A thread's share of (partition, query head) of all rows.
 template <class Element>
-void attend_apart(const PagedAttentionArgs& args, const Worker& worker) {
-    const Parts parts(args);
+void find_parts(const PagedAttentionArgs& args, const Worker& worker, const Parts& parts) {
     int64_t num_keys = 0;
     for (int64_t t = 0; t < args.rows; ++t) num_keys += args.index.positions[t] + 1 - first_key(args, t);
     CostShare share(num_keys * args.num_heads, worker);
     int32_t partition = 0;
     bool is_first = true;
     for (int64_t t = 0; t < args.rows; ++t) {
-        const Span keys = keys_of(args, {t, t + 1, 0, 0});
+        const Span keys = keys_of(args, tile_of_row(t));
         for (int32_t p = partition_of(keys.begin) * kPartitionSize; p < keys.end;
              p += kPartitionSize, ++partition) {
             const int32_t begin = keys.begin > p ? keys.begin : p;
@@ -332,15 +337,18 @@ void attend_apart(const PagedAttentionArgs& args, const Worker& worker) {
             }
         }
     }
-    team_barrier(worker);
-    const Share heads = share_of(args.rows * args.num_heads, worker);
-    partition = 0;
+}
+
+// In the order in which one thread would have: the same bits.
+void merge_parts(const PagedAttentionArgs& args, const Worker& worker, const Parts& parts) {
+    const Share share = share_of(args.rows * args.num_heads, worker);
+    int32_t partition = 0;
     for (int64_t t = 0; t < args.rows; ++t) {
-        const Span keys = keys_of(args, {t, t + 1, 0, 0});
-        const int32_t end = partition + partition_of(keys.end - 1) - partition_of(keys.begin) + 1;
+        const Span keys = keys_of(args, tile_of_row(t));
+        const int32_t end = partition + num_partitions(keys);
         for (int32_t h = 0; h < args.num_heads; ++h) {
             const int64_t item = t * args.num_heads + h;
-            if (item < heads.begin || item >= heads.end) continue;
+            if (item < share.begin || item >= share.end) continue;
             alignas(64) float values[kMaxHeadDim];
             Query query = {keys.begin, keys.end, t, h, 0.0f, 0.0f};
             for (int32_t p = partition; p < end; ++p) parts.merge_into(&query, values, p);
@@ -352,10 +360,11 @@ void attend_apart(const PagedAttentionArgs& args, const Worker& worker) {
 
 template <class Element>
 void attend_all(const PagedAttentionArgs& args, const Worker& worker) {
-    if (partitions_to_share(args, worker.num_threads))
-        attend_apart<Element>(args, worker);
-    else
-        attend_share<Element>(args, worker);
+    if (!divides_partitions(args, worker.num_threads)) return attend_share<Element>(args, worker);
+    const Parts parts(args);
+    find_parts<Element>(args, worker, parts);
+    team_barrier(worker);
+    merge_parts(args, worker, parts);
 }
 
 }  // namespace
