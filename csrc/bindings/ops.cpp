@@ -4,6 +4,7 @@
 // is checked here, where a loop over it is cheap: an id out of range is a ValueError, never a read past the
 // end.
 #include <pybind11/pybind11.h>
+#include <sys/mman.h>
 
 #include <algorithm>
 #include <stdexcept>
@@ -112,6 +113,19 @@ MatmulArgs matmul_args(Address x, int64_t ldx, int32_t rows, Address w, const st
             .scratch = nullptr};
 }
 
+// A large result lies in memory that was never touched. On huge pages, where the kernel grants them, its
+// faults take a quarter of the time: 7 ms of 100 MB, not 28.
+void ask_for_huge_pages(float* data, int64_t count) {
+    constexpr uintptr_t kHugePage = uintptr_t{2} << 20;
+    constexpr int64_t kWorthIt = 8 * kHugePage / sizeof(float);
+    if (count < kWorthIt) return;
+    const uintptr_t bytes = static_cast<uintptr_t>(count) * sizeof(float);
+    const uintptr_t address = reinterpret_cast<uintptr_t>(data);
+    const uintptr_t begin = (address + kHugePage - 1) / kHugePage * kHugePage;
+    const uintptr_t end = (address + bytes) / kHugePage * kHugePage;
+    madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);  // a wish
+}
+
 MatmulArgs with_scratch(MatmulArgs args, OpRunner& runner) {
     args.scratch = runner.scratch(matmul_scratch_bytes(args.w.type, args.rows, args.w.k));
     return args;
@@ -123,6 +137,7 @@ void matmul(Address x, int64_t ldx, int32_t rows, Address w, const std::string& 
     args.bias = at<float>(bias);
     args.activation_bits = activation_bits;
     if (silu_mul) args.epilogue = Epilogue::silu_mul;
+    ask_for_huge_pages(args.y, (rows - 1) * ldy + (silu_mul ? n / 2 : n));
     runner().run_with_scratch(&OpTable::matmul, [&](OpRunner& runner) { return with_scratch(args, runner); });
 }
 

@@ -134,6 +134,15 @@ def test_a_plain_reference_weight_is_multiplied_in_fp32(generator: torch.Generat
     torch.testing.assert_close(reference.matmul(x, unpack(w)), x @ unpack(w).T)
 
 
+def test_a_result_on_huge_pages_is_the_same(generator: torch.Generator) -> None:
+    x, w = torch.randn(300, 32, generator=generator), torch.randn(16400, 32, generator=generator)
+    packed = pack(w, "bf16")
+    out = fastserve.ops.matmul(x, packed)
+    assert out.nbytes > 16 << 20
+    assert torch.equal(out[77:78], fastserve.ops.matmul(x[77:78], packed))
+    assert torch.equal(out[-1:], fastserve.ops.matmul(x[-1:], packed))
+
+
 def test_rows_of_zeros_give_zeros(isa: str, generator: torch.Generator) -> None:
     for type in TYPES:
         out = fastserve.ops.matmul(torch.zeros(3, 64), pack(torch.randn(20, 64, generator=generator), type))
