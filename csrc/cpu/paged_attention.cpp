@@ -66,10 +66,15 @@ Span keys_of(const PagedAttentionArgs& args, const Tile& tile) {
     return keys;
 }
 
+// Those of the keys that lie in the partition.
+Span keys_within(Span keys, int32_t partition) {
+    const int32_t end = partition + kPartitionSize;
+    return {keys.begin > partition ? keys.begin : partition, keys.end < end ? keys.end : end};
+}
+
 // The blocks of a partition that hold some of the keys.
 Span blocks_of(Span keys, int32_t partition) {
-    const int32_t begin = keys.begin > partition ? keys.begin : partition;
-    const int32_t end = keys.end < partition + kPartitionSize ? keys.end : partition + kPartitionSize;
+    const auto [begin, end] = keys_within(keys, partition);
     return {begin / kBlockSize, (end + kBlockSize - 1) / kBlockSize};
 }
 
@@ -188,8 +193,12 @@ class CostShare {
     int64_t begin_, end_, at_ = 0;
 };
 
+int64_t num_keys(const PagedAttentionArgs& args, int64_t t) {
+    return args.index.positions[t] + 1 - first_key(args, t);
+}
+
 int64_t row_cost(const PagedAttentionArgs& args, int64_t t) {
-    return kRowCost + args.index.positions[t] + 1 - first_key(args, t);
+    return kRowCost + num_keys(args, t);
 }
 
 int64_t cost_of_all(const PagedAttentionArgs& args) {
@@ -310,17 +319,16 @@ class Parts {
 // A thread's share of (partition, query head) of all rows.
 template <class Element>
 void find_parts(const PagedAttentionArgs& args, const Worker& worker, const Parts& parts) {
-    int64_t num_keys = 0;
-    for (int64_t t = 0; t < args.rows; ++t) num_keys += args.index.positions[t] + 1 - first_key(args, t);
-    CostShare share(num_keys * args.num_heads, worker);
+    int64_t total = 0;
+    for (int64_t t = 0; t < args.rows; ++t) total += num_keys(args, t) * args.num_heads;
+    CostShare share(total, worker);
     int32_t partition = 0;
     bool is_first = true;
     for (int64_t t = 0; t < args.rows; ++t) {
         const Span keys = keys_of(args, tile_of_row(t));
         for (int32_t p = partition_of(keys.begin) * kPartitionSize; p < keys.end;
              p += kPartitionSize, ++partition) {
-            const int32_t begin = keys.begin > p ? keys.begin : p;
-            const int32_t end = keys.end < p + kPartitionSize ? keys.end : p + kPartitionSize;
+            const auto [begin, end] = keys_within(keys, p);
             const Span heads = share.take_heads(args.num_heads, end - begin);
             for (int32_t h = heads.begin; h < heads.end; h += kMaxQueries) {
                 const Tile tile = {t, t + 1, h, h + kMaxQueries < heads.end ? h + kMaxQueries : heads.end};

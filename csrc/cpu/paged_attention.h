@@ -64,7 +64,7 @@ class Ahead {
         if (at_ == end_) turn_to_next_block();
     }
 
-    // The next `bytes`, of which a block has a multiple.
+    // Where the next `bytes` lie; the last ones of a block may reach past its end.
     FASTSERVE_INLINE const uint8_t* take(int64_t bytes) {
         const uint8_t* const from = at_;
         if (at_ != end_) {

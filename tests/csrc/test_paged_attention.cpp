@@ -124,7 +124,8 @@ Floats queries(const Case& c, const Ints& slots, const Ints& positions) {
     return q;
 }
 
-Floats parts_of(const Case& c, int32_t max_blocks) {
+Floats parts_of(const Case& c) {
+    const int32_t max_blocks = (c.length + kBlockSize - 1) / kBlockSize;
     return Floats(static_cast<size_t>(attention_parts_bytes(c.num_heads, c.e, max_blocks)) / sizeof(float));
 }
 
@@ -152,7 +153,7 @@ Floats attend(const OpTable& ops, const Case& c, Cache& cache, const Ints& slots
 }
 Floats attend(const OpTable& ops, const Case& c, Cache& cache, const Ints& slots, const Ints& positions,
               int threads) {
-    Floats parts = parts_of(c, cache.index(slots, positions).max_blocks);
+    Floats parts = parts_of(c);
     return attend(ops, c, cache, slots, positions, threads, &parts);
 }
 
@@ -257,7 +258,7 @@ void threads_share_the_partitions_of_a_long_row(const OpTable& ops) {
             const Floats alone = attend(ops, c, cache, slots, positions, 1, nullptr);
             for (int threads = 2; threads <= 4; ++threads) {
                 const auto rows = static_cast<int>(slots.size());
-                Floats parts = parts_of(c, cache.index(slots, positions).max_blocks);
+                Floats parts = parts_of(c);
                 CHECK(alone == attend(ops, c, cache, slots, positions, threads, &parts));
                 const bool is_shared =
                     std::any_of(parts.begin(), parts.end(), [](float x) { return x != 0; });
@@ -300,7 +301,7 @@ int bench(int argc, char** argv) {
     for (int32_t i = 0; i < rows; ++i)
         slots.push_back(i / tokens), positions.push_back(context - tokens + i % tokens);
     const Floats q = queries(c, slots, positions);
-    Floats out(q.size()), parts = parts_of(c, layers[0].index(slots, positions).max_blocks);
+    Floats out(q.size()), parts = parts_of(c);
     std::vector<double> seconds;
     for (double total = 0; total < 1.0 || seconds.size() < 3;) {
         const auto start = std::chrono::steady_clock::now();
