@@ -35,8 +35,8 @@ constexpr int kMaxChunk = 2048;  // of quantised weights
 
 MatmulConfig choose_matmul(int m, WeightType type);
 
-// What one of num_threads computes of `rows` x `panels`: panels are divided first, rows too where that leaves
-// fewer tiles to the busiest thread.
+// What one of num_threads computes of `rows` x `panels`: rows are divided where all get enough of them or
+// where that leaves fewer tiles to the busiest thread, then panels.
 MatmulPart divide_matmul(int rows, int panels, int thread_idx, int num_threads);
 
 // Fills args.scratch from args.x, unless its producer has. Called by the whole team; ends with a barrier

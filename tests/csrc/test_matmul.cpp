@@ -223,10 +223,10 @@ void test_nan_and_zero_rows(const Isa& isa, const Format& format) {
     }
 }
 
-// Every row and panel belongs to exactly one thread, and rows are split only where panels alone leave threads
-// idle.
+// Every row and panel belongs to exactly one thread, and rows are split only where they are many or panels
+// alone leave threads idle.
 void test_work_is_divided() {
-    for (const int rows : {1, 5, 64, 130})
+    for (const int rows : {1, 5, 64, 130, 520})
         for (const int panels : {1, 3, 36, 200})
             for (const int num_threads : {1, 2, 5, 16}) {
                 std::vector<int> owners(static_cast<size_t>(rows * panels), 0);
@@ -241,9 +241,12 @@ void test_work_is_divided() {
                 std::printf("FAIL %d rows x %d panels over %d threads\n", rows, panels, num_threads);
                 ++failures;
             }
-    const portable::MatmulPart wide = portable::divide_matmul(130, 200, 0, 2);
-    const portable::MatmulPart tall = portable::divide_matmul(130, 1, 0, 2);
-    if (wide.row_end != 130 || wide.panel_end != 100 || tall.row_end != 65 || tall.panel_end != 1) {
+    const auto first_of_two = [](int rows, int panels) {
+        const portable::MatmulPart part = portable::divide_matmul(rows, panels, 0, 2);
+        return std::pair(part.row_end, part.panel_end);
+    };
+    if (first_of_two(100, 200) != std::pair(100, 100) || first_of_two(100, 1) != std::pair(50, 1) ||
+        first_of_two(130, 200) != std::pair(65, 200)) {
         std::printf("FAIL the wrong dimension is divided\n");
         ++failures;
     }
