@@ -357,6 +357,13 @@ struct SampleArgs {
     SampleOut* out;  // [rows]
 };
 
+// Of a row of k bfloat16 activations that a matmul multiplies: even, and never whole KBs, as the eight rows
+// of a tile would then lie in two, with whole pages in one, of the sets of a first-level cache. 32 rows of
+// 4096 by 4096 weights: 2.8 ms, and 3.2 without the gap.
+[[gnu::always_inline]] constexpr int64_t bf16_operand_stride(int64_t k) {
+    const int64_t even = k + k % 2;
+    return even % 512 == 0 ? even + 32 : even;
+}
 int64_t matmul_scratch_bytes(WeightType type, int64_t rows, int64_t k);
 // Between the copies of an operand of up to copy_rows rows, one for each thread of a team. What a thread made
 // for itself needs no barrier: matmul_all_reduce with a norm, in a group of one, leaves such for matmul.

@@ -34,7 +34,7 @@ MatmulConfig choose_matmul(int m, WeightType type) {
     // tiles of 6 x 4). A chunk is as long as its weights and rows are near, as the sums pass through y behind
     // it.
     if (is_quantised(type)) return {.max_rows = 8, .max_panels = 1, .chunk = m > 8 ? kMaxChunk : 0};
-    if (type == WeightType::bf16) return {.max_rows = 8, .max_panels = 1, .chunk = m > 8 ? 1024 : 0};
+    if (type == WeightType::bf16) return {.max_rows = 8, .max_panels = 1, .chunk = m > 8 ? 2048 : 0};
     if (m <= 2) return {.max_rows = 2, .max_panels = 1, .chunk = 0};
     // 6 x 4 = 24 accumulators, 4 weights, 1 broadcast. 4 panels x 128 k x 64 bytes = 32 KiB of f32.
     return {.max_rows = kMaxTileRows, .max_panels = 4, .chunk = m > kMaxTileRows ? 128 : 0};

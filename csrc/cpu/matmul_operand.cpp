@@ -112,13 +112,12 @@ void OperandWriter::quantise(int64_t row, int32_t begin, int32_t end, const floa
 }
 
 void OperandWriter::round_bf16(int64_t row, int32_t begin, int32_t end, const float* x) const {
-    const int64_t ld = (k_ + 1) / 2 * 2;
-    uint16_t* const to = static_cast<uint16_t*>(data_) + row * ld + begin;
+    uint16_t* const to = static_cast<uint16_t*>(data_) + row * bf16_operand_stride(k_) + begin;
     const int32_t n = end - begin;
     int32_t i = 0;
     for (; i + kLanes <= n; i += kLanes) store_bf16(to + i, load(x + i));
     for (; i < n; ++i) to[i] = to_bf16(x[i]);
-    if (end == k_ && ld > k_) to[n] = 0;
+    if (end == k_ && k_ % 2 == 1) to[n] = 0;
 }
 
 void OperandWriter::write(int64_t row, int32_t begin, int32_t end, const float* x) const {

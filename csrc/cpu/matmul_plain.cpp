@@ -111,7 +111,7 @@ void matmul_tile_plain(const MatmulArgs& args, const MatmulPart& part, float* y,
     else if (args.w.type == WeightType::f16)
         run<F16>(args, part, y, ldy, args.x, args.ldx);
     else
-        run<Bf16>(args, part, y, ldy, args.scratch, (args.w.k + 1) / 2 * 2);
+        run<Bf16>(args, part, y, ldy, args.scratch, bf16_operand_stride(args.w.k));
 }
 
 }  // namespace fastserve::FASTSERVE_ISA_NAMESPACE

@@ -16,7 +16,7 @@ int64_t matmul_scratch_bytes(WeightType type, int64_t rows, int64_t k) {
         const int64_t blocks = k / kQuantBlock;
         return rows * (blocks == 1 ? kPair : blocks * kBlock);
     }
-    if (type == WeightType::bf16) return rows * (k + k % 2) * 2;
+    if (type == WeightType::bf16) return rows * bf16_operand_stride(k) * 2;
     return 0;
 }
 
