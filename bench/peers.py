@@ -16,6 +16,7 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 from fastserve import _C
 from fastserve.benchmark.machine import Machine, describe_machine
@@ -35,6 +36,7 @@ from fastserve.benchmark.report import Line
 from fastserve.benchmark.roofs import Roofs, Work, measure_roofs
 from fastserve.benchmark.run_file import write_run
 from fastserve.benchmark.turns import Buckets, take_timed_turns
+from fastserve.config import KvDtype
 from fastserve.distributed.cores import usable_cores
 from fastserve.weights.store import resolve_model
 
@@ -133,7 +135,7 @@ def numbers(text: str) -> list[int]:
 
 def precisions(text: str) -> list[Precision]:
     named = [one.partition("+") for one in text.split(",")]
-    return [Precision(int(bits), kv_dtype or "auto") for bits, _, kv_dtype in named]
+    return [Precision(int(bits), cast(KvDtype, kv_dtype or "auto")) for bits, _, kv_dtype in named]
 
 
 def open_peer(name: str, path: Path, threads: int, length: int) -> Peer:

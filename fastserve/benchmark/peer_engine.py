@@ -2,8 +2,8 @@
 
     python peer_engine.py openvino MODEL.gguf --threads 2 --max-model-len 4096 --max-num-seqs 64
 
-The first line out is {"name": ...}, when the engine is ready. Then {"prompts": [[id, ...], ...], "num_tokens": n} is
-answered by {"seconds": s}: so long the engine took to draw the n likeliest tokens for each prompt, all at once.
+The first line out is {"name": ...}, when the engine is ready. Then {"prompts": [[id, ...], ...], "num_tokens": n}, the
+likeliest tokens for each prompt, all at once, is answered by {"steps": [[seconds, [tokens of each]], ...]}.
 """
 
 from __future__ import annotations
@@ -20,7 +20,49 @@ from time import perf_counter
 from typing import Any
 
 MAX_NUM_BATCHED_TOKENS = 2048
-Generate = Callable[[list[list[int]], int], None]
+
+
+class Drawn:
+    """How many tokens of each sequence were drawn when; seconds count from the moment that this is made."""
+
+    def __init__(self, num_sequences: int) -> None:
+        self._start = perf_counter()
+        self._counts = [0] * num_sequences
+        self.steps: list[tuple[float, list[int]]] = []  # after each its time and all counts
+
+    @classmethod
+    def of(cls, steps: list[tuple[float, list[int]]]) -> Drawn:
+        """What another process has seen."""
+        drawn = cls(0)
+        drawn.steps = steps
+        return drawn
+
+    def add(self, sequence: int, num_tokens: int) -> None:
+        self._counts[sequence] += num_tokens
+
+    def end_step(self) -> None:
+        self.steps.append((perf_counter() - self._start, list(self._counts)))
+
+    @property
+    def seconds(self) -> float:
+        return self.steps[-1][0]
+
+    @property
+    def seconds_per_token(self) -> float:
+        """While all sequences drew: from the last one's first token to the end of the first that ended.
+
+        Raises ValueError if they never did.
+        """
+        last = self.steps[-1][1]
+        begin = sum(min(counts) < 1 for _, counts in self.steps)
+        end = sum(max(counts) < max(last) for _, counts in self.steps)
+        if begin >= end:
+            raise ValueError(f"all sequences must draw several tokens together, got {last}")
+        (begin_s, before), (end_s, after) = self.steps[begin], self.steps[end]
+        return (end_s - begin_s) / (sum(after) - sum(before))
+
+
+Generate = Callable[[list[list[int]], int], Drawn]
 
 
 def openvino(arguments: argparse.Namespace) -> Generate:
@@ -34,17 +76,25 @@ def openvino(arguments: argparse.Namespace) -> Generate:
     scheduler.max_num_seqs = arguments.max_num_seqs
     scheduler.enable_prefix_caching = False
     scheduler.cache_size = 2  # GiB
-    pipeline: Any = openvino_genai.LLMPipeline(
-        arguments.model, "CPU", scheduler_config=scheduler, INFERENCE_NUM_THREADS=arguments.threads
+    pipeline: Any = openvino_genai.ContinuousBatchingPipeline(
+        arguments.model, scheduler, "CPU", {"INFERENCE_NUM_THREADS": arguments.threads}
     )
     config = openvino_genai.GenerationConfig(do_sample=False, ignore_eos=True)
 
-    def generate(prompts: list[list[int]], num_tokens: int) -> None:
-        ids = np.array(prompts, np.int64)
+    def generate(prompts: list[list[int]], num_tokens: int) -> Drawn:
         config.max_new_tokens = num_tokens
-        inputs = openvino_genai.TokenizedInputs(ov.Tensor(ids), ov.Tensor(np.ones_like(ids)))
-        drawn = pipeline.generate(inputs, config).tokens
-        assert [len(tokens) for tokens in drawn] == [num_tokens] * len(prompts)
+        drawn = Drawn(len(prompts))
+        handles = [
+            pipeline.add_request(i, ov.Tensor(np.array([ids], np.int64)), config)
+            for i, ids in enumerate(prompts)
+        ]
+        while pipeline.has_non_finished_requests():
+            pipeline.step()
+            for i, handle in enumerate(handles):
+                while handle.can_read():
+                    drawn.add(i, sum(len(output.generated_ids) for output in handle.read().values()))
+            drawn.end_step()
+        return drawn
 
     return generate
 
@@ -54,8 +104,9 @@ def vllm(arguments: argparse.Namespace) -> Generate:
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")  # GiB
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", f"0-{arguments.threads - 1}")
     from vllm import LLM, SamplingParams
+    from vllm.sampling_params import RequestOutputKind
 
-    engine: Any = LLM(
+    llm: Any = LLM(
         as_checkpoint(arguments.model),
         dtype="bfloat16",
         skip_tokenizer_init=True,
@@ -65,11 +116,24 @@ def vllm(arguments: argparse.Namespace) -> Generate:
         enable_prefix_caching=False,
     )
 
-    def generate(prompts: list[list[int]], num_tokens: int) -> None:
-        params = SamplingParams(temperature=0.0, max_tokens=num_tokens, ignore_eos=True, detokenize=False)
-        given = [{"prompt_token_ids": prompt} for prompt in prompts]
-        drawn = engine.generate(given, params, use_tqdm=False)
-        assert [len(output.outputs[0].token_ids) for output in drawn] == [num_tokens] * len(prompts)
+    engine = llm.llm_engine
+
+    def generate(prompts: list[list[int]], num_tokens: int) -> Drawn:
+        params = SamplingParams(
+            temperature=0.0,
+            max_tokens=num_tokens,
+            ignore_eos=True,
+            detokenize=False,
+            output_kind=RequestOutputKind.DELTA,
+        )
+        drawn = Drawn(len(prompts))
+        for i, prompt in enumerate(prompts):
+            engine.add_request(str(i), {"prompt_token_ids": prompt}, params)
+        while engine.has_unfinished_requests():
+            for output in engine.step():
+                drawn.add(int(output.request_id), len(output.outputs[0].token_ids))
+            drawn.end_step()
+        return drawn
 
     return generate
 
@@ -120,9 +184,8 @@ def main() -> None:
     answers.write(json.dumps({"name": f"{arguments.engine} {metadata.version(package)}"}) + "\n")
     for line in sys.stdin:
         asked = json.loads(line)
-        begin = perf_counter()
-        generate(asked["prompts"], asked["num_tokens"])
-        answers.write(json.dumps({"seconds": perf_counter() - begin}) + "\n")
+        drawn = generate(asked["prompts"], asked["num_tokens"])
+        answers.write(json.dumps({"steps": drawn.steps}) + "\n")
 
 
 if __name__ == "__main__":

@@ -12,13 +12,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from time import perf_counter
 from typing import Any
 
 from fastserve import _C
 from fastserve.benchmark import peer_engine
+from fastserve.benchmark.peer_engine import Drawn
 from fastserve.benchmark.roofs import Work
-from fastserve.llm import LLM
+from fastserve.config import EngineConfig, KvDtype
+from fastserve.engine.build import build_engine
 from fastserve.request import SamplingParams
 
 FIRST_ORDINARY_ID = 100  # below lie special tokens
@@ -33,16 +34,21 @@ class Peer(ABC):
     max_streams: int | None = None  # sequences that it runs together; None: as many as are asked for
 
     @abstractmethod
-    def seconds(self, prompts: list[list[int]], num_tokens: int) -> float:
-        """To draw so many tokens for each of the prompts, all at once."""
+    def draw(self, prompts: list[list[int]], num_tokens: int) -> Drawn:
+        """So many tokens for each of the prompts, all at once."""
 
     def seconds_to_first(self, prompt: list[int]) -> float:
-        return self.seconds([prompt], 1)
+        return self._draw([prompt], 1).seconds
 
     def seconds_per_token(self, prompts: list[list[int]], num_tokens: int) -> float:
-        """Of each token after the first ones: by what a call lasts longer that draws so many more."""
-        more_s = self.seconds(prompts, 1 + num_tokens) - self.seconds(prompts, 1)
-        return more_s / (len(prompts) * num_tokens)
+        """Of the tokens after the first ones. The steps of one call are timed: what a call of first tokens alone
+        takes, often longer than all that follow, varies by more than is to be found."""
+        return self._draw(prompts, 1 + num_tokens).seconds_per_token
+
+    def _draw(self, prompts: list[list[int]], num_tokens: int) -> Drawn:
+        drawn = self.draw(prompts, num_tokens)
+        assert drawn.steps[-1][1] == [num_tokens] * len(prompts)
+        return drawn
 
     @abstractmethod
     def close(self) -> None: ...
@@ -53,7 +59,7 @@ class Precision:
     """What our engine rounds to."""
 
     activation_bits: int = 14
-    kv_dtype: str = "auto"
+    kv_dtype: KvDtype = "auto"
 
     def __str__(self) -> str:
         bits = " 8 bits" if self.activation_bits == 8 else ""
@@ -73,8 +79,8 @@ class Ours(Peer):
         precision: Precision,
     ) -> None:
         self.name = f"fastserve {devices}x{num_threads}t{precision}"
-        self._llm = LLM(
-            str(path),
+        config = EngineConfig(
+            model=str(path),
             devices=devices,
             num_threads=num_threads,
             max_model_len=max_model_len,
@@ -84,16 +90,20 @@ class Ours(Peer):
             max_step_ms=math.inf,
             speculation="off",  # as the peers: a token a step
         )
+        self._engine = build_engine(config)
 
-    def seconds(self, prompts: list[list[int]], num_tokens: int) -> float:
-        start = perf_counter()
-        outputs = self._llm.generate(prompts, greedy(num_tokens))
-        seconds = perf_counter() - start
-        assert all(len(output.outputs[0].token_ids) == num_tokens for output in outputs)
-        return seconds
+    def draw(self, prompts: list[list[int]], num_tokens: int) -> Drawn:
+        drawn = Drawn(len(prompts))
+        for i, prompt in enumerate(prompts):
+            self._engine.add_request(str(i), prompt, greedy(num_tokens))
+        while self._engine.has_work:
+            for delta in self._engine.step():
+                drawn.add(int(delta.request_id), len(delta.token_ids))
+            drawn.end_step()
+        return drawn
 
     def close(self) -> None:
-        self._llm.close()
+        self._engine.close()
 
 
 class PeerProcess(Peer):
@@ -117,10 +127,10 @@ class PeerProcess(Peer):
             self.close()
             raise
 
-    def seconds(self, prompts: list[list[int]], num_tokens: int) -> float:
+    def draw(self, prompts: list[list[int]], num_tokens: int) -> Drawn:
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps({"prompts": prompts, "num_tokens": num_tokens}) + "\n")
-        return float(self._answer()["seconds"])
+        return Drawn.of(self._answer()["steps"])
 
     def close(self) -> None:
         try:
@@ -162,14 +172,16 @@ class LlamaCpp(Peer):
                 verbose=False,
             )
 
-    def seconds(self, prompts: list[list[int]], num_tokens: int) -> float:
+    def draw(self, prompts: list[list[int]], num_tokens: int) -> Drawn:
         (tokens,) = prompts
         self._llama.reset()
-        start = perf_counter()
+        drawn = Drawn(1)
         for _ in range(num_tokens):
             self._llama.eval(tokens)
             tokens = [self._llama.sample(temp=0.0, repeat_penalty=1.0)]
-        return perf_counter() - start
+            drawn.add(0, 1)
+            drawn.end_step()
+        return drawn
 
     def close(self) -> None:
         self._llama.close()

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from fastserve.benchmark.peer_engine import Drawn
 from fastserve.benchmark.peers import FIRST_ORDINARY_ID, PeerProcess, model_work, random_prompt
 
 
@@ -32,20 +33,36 @@ FAKE_OPENVINO = """
 import time
 from types import SimpleNamespace as SchedulerConfig, SimpleNamespace as GenerationConfig
 
-class TokenizedInputs:
-    def __init__(self, ids, mask):
-        assert ids.shape == mask.shape
-        self.ids = ids
+class Handle:
+    def __init__(self, count):
+        self.left, self.new = count, 0
 
-class LLMPipeline:
-    def __init__(self, path, device, scheduler_config, INFERENCE_NUM_THREADS):
-        assert (path, device, INFERENCE_NUM_THREADS) == ("model.gguf", "CPU", 2)
+    def can_read(self):
+        return self.new > 0
+
+    def read(self):
+        self.new -= 1
+        return {0: SchedulerConfig(generated_ids=[7])}
+
+class ContinuousBatchingPipeline:
+    def __init__(self, path, scheduler, device, properties):
+        assert (path, device, properties) == ("model.gguf", "CPU", {"INFERENCE_NUM_THREADS": 2})
         print("noise on stdout")
+        self.handles = []
 
-    def generate(self, inputs, config):
-        rows, count = inputs.ids.shape[0], config.max_new_tokens
-        time.sleep(0.01 + 0.01 * rows * (count - 1))  # 10 ms for each token after the first
-        return SchedulerConfig(tokens=[[0] * count] * rows)
+    def add_request(self, number, ids, config):
+        assert ids.shape == (1, 3)
+        self.handles.append(Handle(config.max_new_tokens))
+        return self.handles[-1]
+
+    def has_non_finished_requests(self):
+        return any(handle.left for handle in self.handles)
+
+    def step(self):
+        time.sleep(0.02)
+        for handle in self.handles:
+            if handle.left:
+                handle.left, handle.new = handle.left - 1, 1
 """
 
 
@@ -64,10 +81,21 @@ def test_an_engine_of_another_interpreter_is_timed_through_its_process() -> None
     peer = PeerProcess(sys.executable, "openvino", Path("model.gguf"), num_threads=2, max_model_len=64)
     try:
         assert peer.name == "openvino 7.8 2t"
-        assert peer.seconds([[1, 2, 3]], 1) >= 0.01
+        assert peer.seconds_to_first([1, 2, 3]) >= 0.02
         assert peer.seconds_per_token([[1, 2, 3], [4, 5, 6]], 10) == pytest.approx(0.01, rel=0.3)
     finally:
         peer.close()
+
+
+def test_a_rate_counts_the_steps_in_which_all_draw() -> None:
+    drawn = Drawn.of(
+        [(1.0, [1, 0]), (1.1, [2, 0]), (2.0, [3, 1]), (2.5, [4, 2]), (3.0, [5, 3]), (9.0, [5, 5])]
+    )
+    assert drawn.seconds == 9.0
+    assert drawn.seconds_per_token == 0.25
+    for steps in ([(1.0, [1, 1])], [(1.0, [1, 0]), (2.0, [2, 0]), (3.0, [2, 1])], [(1.0, [0, 0])]):
+        with pytest.raises(ValueError, match="all sequences must draw several tokens together"):
+            assert Drawn.of(steps).seconds_per_token
 
 
 def test_an_engine_that_does_not_start_is_said_to_have_ended() -> None:
