@@ -26,6 +26,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--mpi", type=Path, action="append", default=[], help="a Python that has mpi4py; may be repeated"
     )
+    group.addoption(
+        "--peer", choices=("torch", "zentorch"), default="torch", help="of matmul in bench/ops.py"
+    )
     group.addoption("--lines-json", type=Path, default=None, help="file for the lines, for bench/report.py")
 
 

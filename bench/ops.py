@@ -1,4 +1,5 @@
-"""Every op against what torch has for it: `pytest bench/ops.py -k matmul`, `--benchmark-json FILE` for all numbers.
+"""Every op against what torch has for it: `pytest bench/ops.py -k matmul`, `--benchmark-json FILE` for all numbers;
+matmul with `--peer zentorch` against that.
 
 Lines at the end compare in turns and per placement state; pytest-benchmark's own table holds ours alone.
 """
@@ -31,7 +32,9 @@ from fastserve.benchmark.op_lines import measure
 from fastserve.benchmark.placement import probe
 from fastserve.benchmark.report import Line
 from fastserve.benchmark.roofs import Roofs
+from fastserve.benchmark.torch_matmul import MatmulPeer, UnfitPeerError, torch_matmul
 from fastserve.benchmark.turns import calls_for
+from fastserve.benchmark.zentorch_matmul import zentorch_matmul
 
 pytestmark = pytest.mark.timeout(0)
 
@@ -43,6 +46,7 @@ class Bench:
         self, benchmark: Any, config: pytest.Config, machine: Machine, roofs: Roofs, lines: list[Line]
     ) -> None:
         self._benchmark = benchmark
+        self.peer: str = config.getoption("--peer")
         self._rounds: int = config.getoption("--turns")
         self._batch_s: float = config.getoption("--batch-ms") / 1e3
         self._machine, self._roofs, self._lines = machine, roofs, lines
@@ -67,9 +71,12 @@ def bench(
     return Bench(benchmark, pytestconfig, machine, roofs, lines)
 
 
+PEERS: dict[str, MatmulPeer] = {"torch": torch_matmul, "zentorch": zentorch_matmul}
+
+
 @lru_cache(maxsize=1)
-def weights(shape: str, weight_type: str) -> MatmulWeights:
-    return MatmulWeights.make(MATMUL_SHAPES[shape], weight_type)  # type: ignore[arg-type]
+def weights(shape: str, weight_type: str, peer: str) -> MatmulWeights:
+    return MatmulWeights.make(MATMUL_SHAPES[shape], weight_type, PEERS[peer])  # type: ignore[arg-type]
 
 
 MATMULS = [
@@ -88,7 +95,11 @@ MATMULS = [
 
 @pytest.mark.parametrize(("shape", "weight_type", "activation_bits", "rows"), MATMULS)
 def test_matmul(bench: Bench, shape: str, weight_type: str, activation_bits: int, rows: int) -> None:
-    bench(matmul_case(weights(shape, weight_type), rows, activation_bits))
+    try:
+        case = matmul_case(weights(shape, weight_type, bench.peer), rows, activation_bits)
+    except UnfitPeerError as error:
+        pytest.skip(str(error))
+    bench(case)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["f32", "bf16"])

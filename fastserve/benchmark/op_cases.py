@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from fastserve import ops
 from fastserve.benchmark.roofs import WORKING_SET_BYTES, Work
-from fastserve.benchmark.torch_matmul import torch_matmul
+from fastserve.benchmark.torch_matmul import FP32_PEERS, MatmulPeer, torch_matmul
 from fastserve.ops.kv_cache import BLOCK_SIZE
 from fastserve.ops.packed_weight import WeightType
 
@@ -77,7 +77,7 @@ MATMUL_SHAPES = {  # (N, K)
 
 @dataclass(frozen=True, slots=True)
 class MatmulWeights:
-    """Copies of one matrix in one type, ours and torch's."""
+    """Copies of one matrix in one type, ours and a peer's."""
 
     n: int
     k: int
@@ -87,7 +87,9 @@ class MatmulWeights:
     torch_calls: list[Callable[[Tensor], object]]
 
     @classmethod
-    def make(cls, shape: tuple[int, int], weight_type: WeightType) -> MatmulWeights:
+    def make(
+        cls, shape: tuple[int, int], weight_type: WeightType, peer: MatmulPeer = torch_matmul
+    ) -> MatmulWeights:
         n, k = shape
         weight = torch.randn(n, k, generator=torch.Generator().manual_seed(n + k)) / k**0.5
         first = ops.pack(weight, weight_type)
@@ -95,7 +97,7 @@ class MatmulWeights:
             ops.PackedWeight(first.data.clone(), weight_type, n, k)
             for _ in range(num_copies(first.data.numel()) - 1)
         ]
-        name, torch_calls = torch_matmul(weight, weight_type, num_copies)
+        name, torch_calls = peer(weight, weight_type, num_copies)
         return cls(n, k, weight_type, packed, name, torch_calls)
 
 
@@ -106,7 +108,7 @@ def num_copies(num_bytes: int) -> int:
 
 def matmul_case(weights: MatmulWeights, rows: int, activation_bits: int) -> Case:
     x = torch.randn(rows, weights.k)
-    x_torch = x if weights.type in ("f32", "q8") else x.bfloat16()
+    x_torch = x if weights.baseline_name in FP32_PEERS else x.bfloat16()
     ours, theirs = cycle(weights.packed), cycle(weights.torch_calls)
     num_bytes = weights.packed[0].data.numel()
     return Case(

@@ -13,6 +13,13 @@ from fastserve.ops.packed_weight import WeightType
 from fastserve.ops.weight_rows import QUANT_BLOCK
 
 TorchCall = Callable[[Tensor], object]
+# (weight, type, copies of a size) -> (name, a call per copy)
+MatmulPeer = Callable[[Tensor, WeightType, Callable[[int], int]], tuple[str, list[TorchCall]]]
+FP32_PEERS = ("torch f32", "torch int8 (fbgemm)")  # that take x in fp32; the others take bf16
+
+
+class UnfitPeerError(Exception):
+    """A peer lacks this product, or gets it wrong: there is nothing to compare with."""
 
 
 def torch_matmul(
@@ -20,7 +27,7 @@ def torch_matmul(
 ) -> tuple[str, list[TorchCall]]:
     """(name, a call per copy of the weight). num_copies: how many, of a size in bytes.
 
-    f32 and q8 take x in fp32, the others in bf16. Not what we do bit by bit: torch's int8 has a scale per matrix.
+    Not what we do bit by bit: torch's int8 has a scale per matrix.
     """
     if weight_type == "q8":
         return "torch int8 (fbgemm)", _int8(weight, num_copies)
