@@ -33,8 +33,8 @@ MatmulConfig choose_matmul(int m, WeightType type) {
     // of 576 weights. Eight rows then keep the dot products busy (bf16, 32 rows: 114 G products/s, and 91 in
     // tiles of 6 x 4). A chunk is as long as its weights and rows are near, as the sums pass through y behind
     // it.
-    if (is_quantised(type)) return {.max_rows = 8, .max_panels = 1, .chunk = m > 8 ? kMaxChunk : 0};
-    if (type == WeightType::bf16) return {.max_rows = 8, .max_panels = 1, .chunk = m > 8 ? 2048 : 0};
+    if (is_quantised(type) || type == WeightType::bf16)
+        return {.max_rows = 8, .max_panels = 1, .chunk = m > 8 ? kMaxChunk : 0};
     if (m <= 2) return {.max_rows = 2, .max_panels = 1, .chunk = 0};
     // 6 x 4 = 24 accumulators, 4 weights, 1 broadcast. 4 panels x 128 k x 64 bytes = 32 KiB of f32.
     return {.max_rows = kMaxTileRows, .max_panels = 4, .chunk = m > kMaxTileRows ? 128 : 0};
@@ -47,8 +47,9 @@ MatmulPart divide_matmul(int rows, int panels, int thread_idx, int num_threads) 
         if (num_threads % splits != 0) continue;
         const int cost = ceil_div(ceil_div(rows, splits), kTileRows) * ceil_div(panels, num_threads / splits);
         const bool serves_as_well = rows / splits >= kMinPartRows && cost <= best_cost + best_cost / 16;
-        if (splits == 1 || cost < best_cost || serves_as_well) best_splits = splits;
-        if (splits == 1 || cost < best_cost) best_cost = cost;
+        const bool is_cheaper = splits == 1 || cost < best_cost;
+        if (is_cheaper || serves_as_well) best_splits = splits;
+        if (is_cheaper) best_cost = cost;
     }
     const int columns = num_threads / best_splits;  // threads side by side along N
     const int row_part = thread_idx / columns, column_part = thread_idx % columns;

@@ -31,7 +31,7 @@ struct MatmulPart {
 // so).
 constexpr int kBlockRows = 128;
 
-constexpr int kMaxChunk = 2048;  // of quantised weights
+constexpr int kMaxChunk = 2048;  // of bf16 and quantised weights
 
 MatmulConfig choose_matmul(int m, WeightType type);
 

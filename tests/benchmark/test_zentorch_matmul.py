@@ -12,8 +12,7 @@ from torch import Tensor
 
 from fastserve.benchmark.torch_matmul import UnfitPeerError
 from fastserve.benchmark.zentorch_matmul import zentorch_matmul
-
-QUANT_BLOCK = 32
+from fastserve.ops.weight_rows import QUANT_BLOCK
 
 
 class StandIn:
