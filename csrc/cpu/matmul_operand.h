@@ -33,7 +33,8 @@ class OperandWriter {
 
     void* data_;
     WeightType type_;
-    int32_t max_code_, k_;
+    float step_;  // the scale of a block whose largest magnitude is 1
+    int32_t k_;
     OperandFormat format_;
 };
 
@@ -46,7 +47,10 @@ inline void* own_copy(void* data, WeightType type, int32_t copy_rows, int32_t ro
 
 // A block of 32 quantised activations; an operand is [rows, k / 32] of them.
 //
-// A code is the nearest even of x / scale, in 14 bits: two digits of base 128, code = 128 * high + low, each
+// A code is the nearest even of x / scale, a scale the smallest float of 1 + kScaleBits bits that keeps the
+// block's codes in range: 2^-100 at least, and NaN for a block with a NaN or a magnitude of 2^100.
+//
+// Codes have 14 bits: two digits of base 128, code = 128 * high + low, each
 // multiplied by 8-bit dot products of its own. One digit would do for a layer, not for a model: the
 // activations of language models have few channels that are far larger than their neighbours, which 8 bits
 // then leave a handful of codes, and every rounding that falls the other way (another order of an
@@ -60,6 +64,11 @@ constexpr int32_t kDigitBits = 7;
 constexpr int32_t kMaxCode = 8127;  // 128 * 63 + 63
 constexpr int32_t kMaxByteCode = 127;
 
+constexpr int kVectorBytes = 64;
+constexpr int kStoredBits = 23;  // of a float's mantissa
+constexpr int kScaleBits = 2;    // of those, a scale's: with codes of 8 bits noise grows by 11 %
+constexpr int kMantissas = 1 << kScaleBits;
+
 // Both digits of codes up to kMaxCode.
 FASTSERVE_INLINE void store_digits(VecI codes, int8_t* high, int8_t* low) {
     const VecI upper = shift_right_signed<kDigitBits>(add(codes, splat(int32_t{1 << (kDigitBits - 1)})));
@@ -70,7 +79,7 @@ FASTSERVE_INLINE void store_digits(VecI codes, int8_t* high, int8_t* low) {
 struct QuantisedBlock {
     int8_t high[kQuantBlock];  // -63..63
     int8_t low[kQuantBlock];   // -64..63
-    float scale;               // max |x| / kMaxCode; NaN if the block holds a NaN
+    float scale;
     int32_t base;  // q8, q4: kOffsetU8 - 128 or -8 times the sum of the codes, a term of the integer dot
                    //   product; q4m: the bits of the float scale * sum, which multiplies the minimum
 };
@@ -86,11 +95,16 @@ static_assert(sizeof(WideBlock) == sizeof(QuantisedBlock));
 
 // Codes of one digit, -127..127, of two blocks; of an odd number's last block the second half holds anything
 // but its sum, 0.
+//
+// A scale is a power of two, by which nothing has to be multiplied, times one of few mantissas, for which the
+// weights' scales can be multiplied beforehand. An *origin* stands for it: the bits of 1.5 * 2^23 times the
+// power, a float in whose last place the power counts one, plus the mantissa's index times kVectorBytes. Sums
+// of products begin at an origin, in their bits; the float that they end as lies above it by power * sum.
 struct BytePair {
     int8_t codes[2][kQuantBlock];
-    float scale[2];   // max |x| / kMaxByteCode
-    int32_t base[2];  // q8: kOffsetU8 - 128, q4 and q4m: -8 times the sum of the codes
-    uint16_t sum[2];  // q4m: scale * sum of the codes, a bfloat16, which multiplies the centre
+    int32_t origin[2];
+    int32_t start[2];  // origin + what q8: kOffsetU8 - 128, q4 and q4m: -8 times the sum of the codes
+    uint16_t sum[2];   // q4m: scale * sum of the codes, a bfloat16, which multiplies the centre
 };
 
 template <class Block>

@@ -58,6 +58,16 @@ void unpack_panel(const uint8_t* from, int num_blocks, uint8_t* to) {
     }
 }
 
+// acc[r] += sums[r] * (scale of the weights * scale of row r's activations).
+template <int R, class Scales>
+FASTSERVE_INLINE void add_links(Vec (&acc)[R][1], const VecI (&sums)[R], Vec scale, Scales scales) {
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+        const Vec scale_product = mul(scale, as_float(broadcast4(scales(r))));
+        acc[r][0] = fma(to_float(sums[r]), scale_product, acc[r][0]);
+    }
+}
+
 template <class Layout, bool has_minimum, int R, class At>
 FASTSERVE_INLINE void add_links_and_minima(Vec (&acc)[R][1], const VecI (&sums)[R], const uint8_t* w, At at) {
     add_links(acc, sums, Layout::scale(w),

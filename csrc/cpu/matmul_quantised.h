@@ -1,5 +1,5 @@
-// What tiles of q8, q4 and q4m weights share, whatever the codes of the activations: how a packed block is
-// read, the integer dot products of a block, and the float link that takes their sum into the chain.
+// What tiles of q8, q4 and q4m weights share, whatever the codes of the activations: how a packed block and
+// rows of blocks are read, and the integer dot products of a block.
 #pragma once
 
 #include <cstddef>
@@ -10,7 +10,6 @@
 
 namespace fastserve::FASTSERVE_ISA_NAMESPACE {
 
-constexpr int kVectorBytes = 64;
 constexpr int kGroups = 8;  // of 4 k in a block
 
 // How a panel's block is laid out, packed. pair(block, g) yields the codes of groups g and g + 4.
@@ -109,16 +108,6 @@ struct DigitProducts {
         }
     }
 };
-
-// acc[r] += sums[r] * (scale of the weights * scale of row r's activations).
-template <int R, class Scales>
-FASTSERVE_INLINE void add_links(Vec (&acc)[R][1], const VecI (&sums)[R], Vec scale, Scales scales) {
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) {
-        const Vec scale_product = mul(scale, as_float(broadcast4(scales(r))));
-        acc[r][0] = fma(to_float(sums[r]), scale_product, acc[r][0]);
-    }
-}
 
 // The rows of a tile among an operand's Blocks. Three pointers and a stride reach eight rows with what an x86
 // address can express.

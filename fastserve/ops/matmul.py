@@ -21,7 +21,10 @@ EPILOGUES: tuple[str, ...] = get_args(Epilogue)
 # What the CPU's kernels do to x before they multiply; f32 and f16 weights leave it as it is.
 _ROUNDED = ("bf16", "q8", "q4", "q4m")
 ACTIVATION_BITS = 14  # unless asked otherwise
-MAX_CODES = {14: 8127, 8: 127}  # kMaxCode and kMaxByteCode of csrc/cpu/matmul_operand.h
+# kMaxCode, kMaxByteCode, kMantissas and the smallest scale of csrc/cpu/matmul_operand.h
+MAX_CODES = {14: 8127, 8: 127}
+SCALE_MANTISSAS = 4
+SMALLEST_SCALE = 2.0**-100
 
 
 def matmul(
@@ -71,8 +74,12 @@ def round_activations(x: Tensor, weight_type: str, activation_bits: int) -> Tens
     if weight_type not in _ROUNDED:
         return x
     blocks = x.reshape(x.shape[0], -1, QUANT_BLOCK)
-    scale = blocks.abs().amax(-1, keepdim=True) / MAX_CODES[activation_bits]
-    return ((blocks / torch.where(scale == 0, 1.0, scale)).round() * scale).flatten(-2)
+    least = blocks.abs().amax(-1, keepdim=True) * (
+        1 / torch.tensor(MAX_CODES[activation_bits], dtype=torch.float32)
+    )
+    mantissa, exponent = torch.frexp(least.clamp(min=SMALLEST_SCALE))  # from 0.5 on
+    scale = torch.ldexp((mantissa * 2 * SCALE_MANTISSAS).ceil() / (2 * SCALE_MANTISSAS), exponent)
+    return ((blocks * (1 / scale)).round() * scale).flatten(-2)
 
 
 def finish(product: Tensor, bias: Tensor | None, epilogue: str) -> Tensor:

@@ -79,6 +79,14 @@ std::vector<float> multiply(const OpTable& isa, int num_threads, const std::vect
     return packed;
 }
 
+// To a scale's bits of mantissa.
+float rounded_up(float value) {
+    int exponent;
+    const float mantissa = std::frexp(value, &exponent);  // from 0.5 on
+    const auto steps = static_cast<float>(2 * portable::kMantissas);
+    return std::ldexp(std::ceil(mantissa * steps) / steps, exponent);
+}
+
 // What the kernels make of one row of x.
 std::vector<double> rounded(const float* x, int k, const Format& format) {
     const WeightType type = format.type;
@@ -90,9 +98,9 @@ std::vector<double> rounded(const float* x, int k, const Format& format) {
         float largest = 0;
         for (int i = begin; i < begin + kQuantBlock; ++i) largest = std::max(largest, std::abs(x[i]));
         const auto max_code = format.activation_bits == 8 ? portable::kMaxByteCode : portable::kMaxCode;
-        const float scale = largest / static_cast<float>(max_code);
+        const float scale = rounded_up(std::max(largest * (1 / static_cast<float>(max_code)), 0x1p-100f));
         for (int i = begin; i < begin + kQuantBlock; ++i)
-            result[static_cast<size_t>(i)] = scale == 0 ? 0.0 : double{std::nearbyint(x[i] / scale)} * scale;
+            result[static_cast<size_t>(i)] = double{std::nearbyint(x[i] * (1 / scale))} * scale;
     }
     return result;
 }
@@ -203,11 +211,12 @@ void test_isas_agree(const Format& format) {
     }
 }
 
-void test_nan_and_zero_rows(const Isa& isa, const Format& format) {
+// poison: what makes a row NaN.
+void test_nan_and_zero_rows(const Isa& isa, const Format& format, float poison) {
     const int n = 40, k = 64;
     std::vector<float> x = random_floats(3 * k, 5), meaning;
     std::fill(x.begin(), x.begin() + k, 0.0f);
-    x[k + 40] = std::nanf("");
+    x[k + 40] = poison;
     const PackedBuffer buffer = random_weight(format.type, n, k, meaning);
     const std::string what = std::string(isa.name) + " " + format.name();
     const std::vector<float> y =
@@ -216,8 +225,8 @@ void test_nan_and_zero_rows(const Isa& isa, const Format& format) {
         if (y[static_cast<size_t>(c)] == 0 && std::isnan(y[static_cast<size_t>(n + c)]) &&
             std::isfinite(y[static_cast<size_t>(2 * n + c)]))
             continue;
-        std::printf("FAIL %s: a row of zeros, a row with a NaN or the row behind it is wrong\n",
-                    what.c_str());
+        std::printf("FAIL %s: a row of zeros, a row with %g or the row behind it is wrong\n", what.c_str(),
+                    poison);
         ++failures;
         return;
     }
@@ -307,7 +316,8 @@ int main(int argc, char** argv) {
                     if (n == 576 && (k == 1056 || std::string(isa.name) == "portable")) continue;
                     test_shape(isa, format, n, k);
                 }
-            test_nan_and_zero_rows(isa, format);
+            test_nan_and_zero_rows(isa, format, std::nanf(""));
+            if (is_quantised(format.type)) test_nan_and_zero_rows(isa, format, 0x1p100f);
         }
     }
     test_work_is_divided();
