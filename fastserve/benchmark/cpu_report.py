@@ -34,7 +34,8 @@ def _page(runs: Sequence[RunFile], lines: Sequence[Entry], picture: str) -> Iter
     machine = lines[0]["machine"]
     yield f"# {machine['cpu']}, {machine['num_cores']} cores, {machine['isa']}"
     yield ""
-    yield f"Commit {machine['commit']}. Times are medians +- the quartiles' spread, taken in turns with those compared."
+    commits = ", ".join(dict.fromkeys(line["machine"]["commit"] for line in lines))
+    yield f"Commits: {commits}. Times are medians +- the quartiles' spread, taken in turns with those compared."
     for run in runs:
         if run.roofs is not None:
             yield ""

@@ -39,7 +39,7 @@ def matmul(
     other rows.
 
     x        [M, K] rows contiguous; on the CPU fp32, rounded to bf16 for a bf16 weight and to activation_bits with a
-             scale per 32 for a quantised one; on GPUs bf16, fp16 or fp32, a plain weight's own type
+             scale of three bits per 32 for a quantised one; on GPUs bf16, fp16 or fp32, a plain weight's own type
     w        [N, K] PackedWeight (fastserve.ops.pack)
     bias     [N] fp32
     epilogue silu, gelu_tanh (its tanh form), relu; silu_mul: w is [gate | up], out = silu(x gate^T) * x up^T, no bias

@@ -54,6 +54,7 @@ def test_every_line_is_a_row_and_the_picture_is_a_png(run: Path, tmp_path: Path)
     assert "read 20.0 GB/s; f32 200 GOP/s, bf16 400 GOP/s, int8 800 GOP/s" in text
     assert picture == page.with_suffix(".png")
     assert f"({picture.name})" in text
+    assert text.count("abc1234") == 1
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 

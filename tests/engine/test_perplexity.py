@@ -66,13 +66,17 @@ def test_perplexity_is_that_of_the_dequantised_weights(smollm2_path: Path) -> No
         on_two_devices = math.exp(engine_loss(llm, windows))
     with LLM(str(smollm2_path), kv_dtype="int8", **options) as llm:
         over_int8 = math.exp(engine_loss(llm, windows))
+    with LLM(str(smollm2_path), activation_bits=8, **options) as llm:
+        of_8_bits = math.exp(engine_loss(llm, windows))
 
     expected = math.exp(reference_loss(smollm2_path, windows))
 
     print(
         f"perplexity of {NUM_TOKENS} tokens: {ours:.4f}, on 2 devices {on_two_devices:.4f}, "
-        f"over int8 keys and values {over_int8:.4f}, reference {expected:.4f}"
+        f"over int8 keys and values {over_int8:.4f}, of activations of 8 bits {of_8_bits:.4f}, "
+        f"reference {expected:.4f}"
     )
     assert ours == pytest.approx(expected, rel=TOLERANCE)
     assert on_two_devices == pytest.approx(expected, rel=TOLERANCE)
     assert over_int8 == pytest.approx(expected, rel=TOLERANCE)
+    assert of_8_bits == pytest.approx(expected, rel=2 * TOLERANCE)
