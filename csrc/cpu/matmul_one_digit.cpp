@@ -39,15 +39,22 @@ struct Shared {
 };
 
 // Each mantissa in all lanes.
-struct Mantissas {
-    alignas(kVectorBytes) float lanes[kMantissas][kPanel];
+struct MantissaLanes {
+    alignas(kVectorBytes) float of[kMantissas][kPanel];
 };
-constexpr Mantissas kMantissaLanes = [] {
-    Mantissas table{};
+constexpr MantissaLanes kMantissaLanes = [] {
+    MantissaLanes lanes{};
     for (int i = 0; i < kMantissas; ++i)
-        for (float& lane : table.lanes[i]) lane = mantissa(i);
-    return table;
+        for (float& lane : lanes.of[i]) lane = mantissa(i);
+    return lanes;
 }();
+
+// The vector that belongs to the mantissa of an origin, whose low 16 bits say where it lies.
+FASTSERVE_INLINE Vec of_mantissa(const float (&vectors)[kMantissas][kPanel], const uint8_t* origin) {
+    uint16_t offset;
+    __builtin_memcpy(&offset, origin, sizeof offset);
+    return load(reinterpret_cast<const float*>(reinterpret_cast<const uint8_t*>(vectors) + offset));
+}
 
 template <WeightType type, bool kShares>
 struct OneDigit : Tiles<type> {
@@ -91,13 +98,9 @@ struct OneDigit : Tiles<type> {
         for (int r = 0; r < R; ++r) {
             const uint8_t* const origin = word(r, offsetof(BytePair, origin));
             const Vec sum = sub(as_float(sums[r]), as_float(broadcast4(origin)));
-            uint16_t of_mantissa;
-            __builtin_memcpy(&of_mantissa, origin, sizeof of_mantissa);
-            const auto at = [=](const void* table) __attribute__((always_inline)) {
-                return load(reinterpret_cast<const float*>(static_cast<const uint8_t*>(table) + of_mantissa));
-            };
-            acc[r][0] =
-                fma(sum, kShares ? at(shared->scales[b]) : mul(scale, at(&kMantissaLanes)), acc[r][0]);
+            const Vec factor = kShares ? of_mantissa(shared->scales[b], origin)
+                                       : mul(scale, of_mantissa(kMantissaLanes.of, origin));
+            acc[r][0] = fma(sum, factor, acc[r][0]);
         }
     }
 

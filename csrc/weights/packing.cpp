@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <limits>
 #include <stdexcept>
 #include <string>
@@ -101,6 +102,11 @@ void copy_plain(const uint8_t* row, int bytes, int64_t k, const Lane& lane) {
     for (int64_t i = 0; i < k; ++i) std::memcpy(lane.weight(i), row + i * bytes, static_cast<size_t>(bytes));
 }
 
+// Products read bf16 in pairs: behind an odd number of weights stands 0.
+void end_pairs(const PackedWeight& weight, const Lane& lane) {
+    if (weight.type == WeightType::bf16 && weight.k % 2 == 1) std::memset(lane.weight(weight.k), 0, 2);
+}
+
 // Blocks of Q4_0, Q4_1 and Q8_0: a half scale, for Q4_1 a half minimum, the codes.
 void copy_blocks(const uint8_t* row, int64_t num_blocks, const Lane& lane) {
     const uint32_t sign = lane.num_code_bytes() == 32 ? 0x80808080 : 0;  // Q8_0 is signed, q8 is not
@@ -168,6 +174,7 @@ void pack_float_row(const float* x, const PackedWeight& weight, uint8_t* data, i
                 weight.type == WeightType::f16 ? float_to_half(x[i]) : float_to_bfloat(x[i]);
             std::memcpy(lane.weight(i), &bits, sizeof bits);
         }
+        end_pairs(weight, lane);
     }
 }
 
@@ -205,6 +212,7 @@ void pack_slice(const WeightSlice& slice, const PackedWeight& weight, uint8_t* d
             copy_blocks(row, weight.k / kQuantBlock, lane);
         } else {
             copy_plain(row, static_cast<int>(type.block_bytes), weight.k, lane);
+            end_pairs(weight, lane);
         }
     }
 }

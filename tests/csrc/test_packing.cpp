@@ -108,6 +108,19 @@ void test_float_tensors_go_into_any_type() {
     }
 }
 
+// Memory may hold anything before: a product reads the second of a pair, and 0 times a NaN is one.
+void test_an_odd_number_of_bf16_is_ended(uint32_t gguf_type) {
+    const int n = 17, k = 3;
+    const std::vector<uint8_t> tensor = random_tensor(gguf_type, n, k, 4);
+    PackedBuffer buffer(WeightType::bf16, n, k);
+    std::memset(buffer.data(), 0xff, static_cast<size_t>(buffer.num_bytes()));
+    pack_slice({gguf_type, tensor.data(), k, 0, n, 0, k}, buffer.view(), buffer.data(), 0);
+    for (int column = 0; column < n; ++column) {
+        const uint8_t* const panel = buffer.data() + column / kPanel * buffer.view().panel_bytes;
+        CHECK(load_u16(panel + (k / 2 * kPanel + column % kPanel) * 4 + 2) == 0);
+    }
+}
+
 // The message names the argument.
 template <class Call>
 bool blames(const std::string& argument, Call call) {
@@ -164,6 +177,7 @@ int main() {
     test_quantising_stays_within_half_a_step(WeightType::q4m, 15);
     test_floats_round_to_nearest_even();
     test_float_tensors_go_into_any_type();
+    for (const uint32_t gguf_type : {0, 30}) test_an_odd_number_of_bf16_is_ended(gguf_type);
     test_bad_arguments_are_named();
     return failures() == 0 ? 0 : 1;
 }
