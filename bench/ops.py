@@ -98,7 +98,7 @@ def test_matmul(bench: Bench, shape: str, weight_type: str, activation_bits: int
     try:
         case = matmul_case(weights(shape, weight_type, bench.peer), rows, activation_bits)
     except UnfitPeerError as error:
-        pytest.skip(str(error))
+        pytest.skip(str(error))  # the peer has no such product, or gets it wrong: no ratio to be had
     bench(case)
 
 

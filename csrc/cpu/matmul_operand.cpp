@@ -17,6 +17,8 @@ struct Codes {
     VecI first, second;
     float scale;
     int32_t sum;
+
+    FASTSERVE_INLINE float scaled_sum() const { return scale * static_cast<float>(sum); }
 };
 
 // The smallest of a scale's values that is no less than largest * step; largest: the bits of a magnitude.
@@ -59,8 +61,7 @@ struct Wanted {
         : has_minimum(type == WeightType::q4m), per_code(type == WeightType::q8 ? offset - 128 : -8) {}
 
     FASTSERVE_INLINE int32_t base(const Codes& codes) const {
-        return has_minimum ? __builtin_bit_cast(int32_t, codes.scale* static_cast<float>(codes.sum))
-                           : codes.sum * per_code;
+        return has_minimum ? __builtin_bit_cast(int32_t, codes.scaled_sum()) : codes.sum * per_code;
     }
 };
 
@@ -94,7 +95,7 @@ FASTSERVE_INLINE void store_codes(BytePair* row, uint32_t block, const Wanted& w
     const int32_t origin = origin_of(codes.scale);
     to.origin[half] = origin;
     to.start[half] = origin + codes.sum * wanted.per_code;
-    if (wanted.has_minimum) to.sum[half] = to_bf16(codes.scale * static_cast<float>(codes.sum));
+    if (wanted.has_minimum) to.sum[half] = to_bf16(codes.scaled_sum());
 }
 
 }  // namespace
@@ -127,7 +128,7 @@ template <class Block>
 void OperandWriter::quantise(int64_t row, int32_t begin, int32_t end, const float* x) const {
     Block* const to = static_cast<Block*>(data_) + row * blocks_of_row<Block>(k_);
     const Wanted wanted(type_, std::is_same_v<Block, WideBlock> ? 0 : kOffsetU8);
-    const float step = step_;
+    const float step = step_;  // stores of codes could change a member, for all that the compiler knows
     const auto first = static_cast<uint32_t>(begin) / kQuantBlock,
                last = static_cast<uint32_t>(end) / kQuantBlock;
     for (uint32_t block = first; block < last; ++block, x += kQuantBlock)
